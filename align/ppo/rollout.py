@@ -38,6 +38,7 @@ class Rollout:
         entropy: of the sampling policy
         values: of the state before each token
         final_values: ``(B,)``, of the state after the last token
+        sampler_logprobs: of the engine that sampled, where that is another one
     """
 
     prompts: Sequence[Prompt]
@@ -52,6 +53,7 @@ class Rollout:
     entropy: Tensor
     values: Tensor
     final_values: Tensor
+    sampler_logprobs: Tensor | None = None
 
 
 def messages(record: Record) -> list[dict[str, str]]:
@@ -226,6 +228,7 @@ def score_rollout(
     device = completions.ids.device
     sequences = join(prompts, completions, tokenizer.pad_token_id)
     mask = completions.mask[:, : int(sequences.completion_lengths.max())]
+    sampler = completions.logprobs
 
     # 2. log-probabilities of the completion tokens
     inner = getattr(networks, "module", networks)
@@ -256,4 +259,5 @@ def score_rollout(
         entropy=entropies,
         values=torch.where(mask, values[:, :-1], 0.0),
         final_values=final,
+        sampler_logprobs=None if sampler is None else sampler[:, : mask.shape[1]],
     )

@@ -18,16 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 
 from align import checkpoint, guards
 from align.config import PPOStage
-from align.errors import DataError, Interrupted
-from align.ppo import state
+from align.errors import ConfigError, DataError, Interrupted
+from align.ppo import state, vllm
 from align.ppo.accelerator import Group, enable_checkpointing, new_accelerator, new_optimizer
-from align.ppo.advantages import gae, kl_estimates, masked_moments, token_rewards, whiten
+from align.ppo.advantages import (
+    gae,
+    importance_weights,
+    kl_estimates,
+    masked_moments,
+    token_rewards,
+    whiten,
+)
 from align.ppo.build import Built, reward_lineage
-from align.ppo.control import Timer, draw_index, next_kl_coef
+from align.ppo.control import Timer, draw_index, next_kl_coef, stream_seed
 from align.ppo.generate import Completions, draws
 from align.ppo.learner import Batch, Learner
 from align.ppo.metrics import held_out_metrics, rollout_metrics, sample_rows
@@ -44,6 +51,7 @@ from align.ppo.rollout import (
 from align.ppo.watch import Watch
 
 EVAL_STREAM = 2**31  # number of the random stream of held-out evaluation
+CUT, IN_A_ROW = 0.95, 3  # share of completions without a score, and rollouts, that call for a word
 
 
 class PPOTrainer:
@@ -60,6 +68,7 @@ class PPOTrainer:
         *,
         eos_token_ids: list[int],
         ptx_records: Sequence[Record] = (),
+        gold: Rewards | None = None,
     ):
         """Prepare models and optimizer; nothing is written yet.
 
@@ -72,8 +81,9 @@ class PPOTrainer:
             eval_records: held-out ones, possibly none
             eos_token_ids: every token that ends a completion
             ptx_records: prompt-completion records for ptx_coef
+            gold: judges held-out completions beside the reward, and is never optimised
         """
-        self.config, self.tokenizer, self.reward = config, tokenizer, reward
+        self.config, self.tokenizer, self.reward, self.gold = config, tokenizer, reward, gold
         self.eos_token_ids, self.reference = eos_token_ids, built.reference
         self.output_dir = Path(config.output_dir)
         self.accelerator = new_accelerator(config)
@@ -87,6 +97,7 @@ class PPOTrainer:
         self.rollouts = -(-config.total_episodes // self.batch)
         self._take_prompts(train_records, eval_records)
         self._take_networks(built, ptx_records)
+        self.server = self._server()
         self.progress = state.Progress(kl_coef=config.kl_coef)
         self.scale = RunningScale()
         self.within_budget: state.Weights = {}
@@ -121,6 +132,20 @@ class PPOTrainer:
             ptx = demonstrations(ptx_records, self.tokenizer, config.max_length, eos)
         self.learner = Learner(config, self.group, self.networks, self.optimizer, steps, ptx)
 
+    def _server(self) -> vllm.Server | None:
+        """The server that samples, None where the policy does."""
+        config = self.config
+        if config.vllm_url is None:
+            return None
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ConfigError(
+                f"rollout: vllm sends whole weights and {self.accelerator.distributed_type.value} "
+                "holds them in pieces; launch with recipes/accelerate/ddp.yaml"
+            )
+        return vllm.connect(
+            config.vllm_url, timeout=config.vllm_timeout, temperature=config.temperature
+        )
+
     # ------------------------------------------------------------ the run
 
     def train(self) -> None:
@@ -152,6 +177,8 @@ class PPOTrainer:
         finally:
             self.interrupts.restore()
             self.watch.close()
+            if self.accelerator.is_main_process:
+                vllm.forget_weights(self.output_dir / vllm.FOLDER)
 
     def _one_rollout(self) -> None:
         config, progress = self.config, self.progress
@@ -173,6 +200,7 @@ class PPOTrainer:
         # 5. rewards a token; 6. advantages
         batch = self._advantages(rollout)
         metrics = rollout_metrics(batch, self.group)
+        self._warn_without_scores(float(metrics["truncation_rate"] or 0.0))
         # k1 steers: one improbable token can make k3 (the metric) ten times as large for a rollout.
         kl, used = float(metrics["kl_k1"] or 0.0), progress.kl_coef
         if self._over_budget(kl):
@@ -228,6 +256,8 @@ class PPOTrainer:
 
     def _complete(self, prompts: Sequence[Prompt], stream: int) -> Completions:
         config, first = self.config, self.group.rank * len(prompts)
+        if self.server is not None:
+            return self._ask_server(self.server, prompts, stream, first)
         uniforms = draws(
             config.seed, stream, len(prompts) * self.group.world, config.max_completion_length
         )
@@ -242,6 +272,28 @@ class PPOTrainer:
                 temperature=config.temperature,
                 device=self.accelerator.device,
             )
+
+    def _ask_server(
+        self, server: vllm.Server, prompts: Sequence[Prompt], stream: int, first: int
+    ) -> Completions:
+        """Completions by a server with the policy's weights of this moment."""
+        config, policy = self.config, self.accelerator.unwrap_model(self.networks).policy
+        if self.accelerator.is_main_process:
+            vllm.send_weights(server, policy, self.tokenizer, self.output_dir / vllm.FOLDER)
+        self.accelerator.wait_for_everyone()
+        completions = vllm.complete(
+            server,
+            [prompt.ids for prompt in prompts],
+            [stream_seed(config.seed, stream, 2, first + i) for i in range(len(prompts))],
+            at_once=config.per_device_rollout_batch_size,
+            longest=config.max_completion_length,
+            temperature=config.temperature,
+            eos_token_ids=self.eos_token_ids,
+            pad_token_id=self.tokenizer.pad_token_id,
+            device=self.accelerator.device,
+        )
+        self.accelerator.wait_for_everyone()  # nobody loads new weights while another samples
+        return completions
 
     def _score(self, prompts: Sequence[Prompt], completions: Completions) -> Rollout:
         return score_rollout(
@@ -284,7 +336,26 @@ class PPOTrainer:
             rewards, rollout.values, mask, bootstrap, gamma=config.gamma, lam=config.lam
         )
         advantages = whiten(advantages, mask, masked_moments(advantages, mask, self.group.sum))
+        if rollout.sampler_logprobs is not None:  # a weight on a token's loss, clipped or not
+            advantages = advantages * importance_weights(
+                rollout.logprobs, rollout.sampler_logprobs, config.importance_cap
+            )
         return Batch(rollout, advantages, returns, rewards)
+
+    def _warn_without_scores(self, cut: float) -> None:
+        """Say it once when, rollout after rollout, nearly no completion gets a score."""
+        progress, limit = self.progress, self.config.max_completion_length
+        unscored = self.config.truncated == "bootstrap" and cut >= CUT
+        progress.without_score = progress.without_score + 1 if unscored else 0
+        if progress.without_score != IN_A_ROW or progress.warnings:
+            return
+        progress.warnings.append(
+            f"{cut:.0%} of the completions of {IN_A_ROW} rollouts in a row were cut at "
+            f"{limit} tokens, and with truncated: bootstrap a cut completion gets no score, so "
+            "there is next to nothing to learn from; raise max_completion_length, set truncated: "
+            "score, or train the SFT model to end its answers"
+        )
+        self.watch.say(f"warning: {progress.warnings[-1]}")
 
     def _over_budget(self, kl: float) -> bool:
         """Stop a run whose KL exceeds its budget, with the last policy that was seen within it."""
@@ -311,7 +382,12 @@ class PPOTrainer:
             return
         share = -(-len(prompts) // group.world)  # every process takes part in every forward pass
         own = [prompts[(group.rank * share + i) % len(prompts)] for i in range(share)]
-        rows = group.rows(sample_rows(self._score(own, self._complete(own, EVAL_STREAM))))
+        rollout = self._score(own, self._complete(own, EVAL_STREAM))
+        gold = None
+        if self.gold is not None:
+            records = [prompt.record for prompt in own]
+            gold = self.gold(records, rollout.completions, rollout.ended.tolist()).total
+        rows = group.rows(sample_rows(rollout, gold))
         found = held_out_metrics(rows[: len(prompts)])
         place = {"step": self.progress.step, "rollout": self.progress.rollout}
         self.watch.log({**place, **found}, self.progress.step)
@@ -387,5 +463,6 @@ class PPOTrainer:
         return {
             "held_out": progress.held_out,
             "stopped": progress.stopped or None,
+            "warnings": progress.warnings,
             **reward_lineage(self.config),
         }
