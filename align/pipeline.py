@@ -30,7 +30,14 @@ from align.parsing import load_recipe, to_yaml
 TRAINING = ("sft", "reward", "ppo")
 STEPS = (*TRAINING, "eval", "tax", "report")
 # Fields that say where and how a stage is carried out, not what comes out of it.
-NOT_CONTENT = ("output_dir", "resume", "overwrite", "report_to", "logging_steps", "save_steps")
+NOT_CONTENT: tuple[str, ...] = (
+    "output_dir",
+    "resume",
+    "overwrite",
+    "report_to",
+    "logging_steps",
+    "save_steps",
+)
 NOT_CONTENT += ("reward_timeout", "reward_retries", "vllm_url", "vllm_timeout")
 # Code that changes no weights and no scores.
 NOT_COMPUTED = ("report", "card.py", "plan", "cli.py", "chat.py", "pipeline.py")

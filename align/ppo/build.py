@@ -68,9 +68,7 @@ def model_scorer(name: str, config: PPOStage) -> Scorer:
     """A reward model, which reads texts with its own tokenizer and template."""
     from align.scoring import RewardScorer
 
-    scorer = RewardScorer.load(
-        name, dtype=config.dtype, trust_remote_code=config.trust_remote_code
-    )
+    scorer = RewardScorer.load(name, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
     return lambda records, completions, ended: scorer(
         [record["prompt"] for record in records], completions, ended
     )

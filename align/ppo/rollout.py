@@ -11,7 +11,7 @@ from align.data.render import completion_text
 from align.errors import DataError
 from align.ppo.generate import Completions, generate
 from align.ppo.models import Networks, Reference, Sequences
-from align.ppo.rewards import Record, Rewards
+from align.ppo.rewards import Record, Scores
 
 
 class Prompt(NamedTuple):
@@ -144,7 +144,8 @@ def sample_completions(
                 )
             )
     back = torch.tensor(order, device=device).argsort()
-    return Completions(*(torch.cat([p[k] for p in pieces])[back] for k in range(3)))
+    columns = zip(*((p.ids, p.mask, p.ended) for p in pieces), strict=True)
+    return Completions(*(torch.cat(column)[back] for column in columns))
 
 
 def join(prompts: Sequence[Prompt], completions: Completions, pad: int) -> Sequences:
@@ -201,7 +202,7 @@ def score_rollout(
     reference: Reference,
     prompts: Sequence[Prompt],
     completions: Completions,
-    reward: Rewards,
+    reward: Callable[[Sequence[Record], Sequence[str], Sequence[bool]], Scores],
     tokenizer: Any,
     *,
     temperature: float,

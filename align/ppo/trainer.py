@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 
 from align import checkpoint, guards
 from align.config import PPOStage
-from align.errors import ConfigError, DataError, Interrupted
+from align.errors import DataError, Interrupted
 from align.ppo import state, vllm
 from align.ppo.accelerator import Group, enable_checkpointing, new_accelerator, new_optimizer
 from align.ppo.advantages import (
@@ -34,12 +34,12 @@ from align.ppo.advantages import (
     whiten,
 )
 from align.ppo.build import Built, reward_lineage
-from align.ppo.control import Timer, draw_index, next_kl_coef, stream_seed
+from align.ppo.control import IN_A_ROW, Timer, draw_index, next_kl_coef, no_scores
 from align.ppo.generate import Completions, draws
 from align.ppo.learner import Batch, Learner
 from align.ppo.metrics import held_out_metrics, rollout_metrics, sample_rows
 from align.ppo.models import write_policy
-from align.ppo.rewards import Record, Rewards, RunningScale, shape_scores
+from align.ppo.rewards import Record, Rewards, RunningScale, Scores, shape_scores
 from align.ppo.rollout import (
     Prompt,
     Rollout,
@@ -51,7 +51,6 @@ from align.ppo.rollout import (
 from align.ppo.watch import Watch
 
 EVAL_STREAM = 2**31  # number of the random stream of held-out evaluation
-CUT, IN_A_ROW = 0.95, 3  # share of completions without a score, and rollouts, that call for a word
 
 
 class PPOTrainer:
@@ -97,7 +96,7 @@ class PPOTrainer:
         self.rollouts = -(-config.total_episodes // self.batch)
         self._take_prompts(train_records, eval_records)
         self._take_networks(built, ptx_records)
-        self.server = self._server()
+        self.server = vllm.connect(config, self.accelerator) if config.vllm_url else None
         self.progress = state.Progress(kl_coef=config.kl_coef)
         self.scale = RunningScale()
         self.within_budget: state.Weights = {}
@@ -131,20 +130,6 @@ class PPOTrainer:
             eos = self.eos_token_ids[0]
             ptx = demonstrations(ptx_records, self.tokenizer, config.max_length, eos)
         self.learner = Learner(config, self.group, self.networks, self.optimizer, steps, ptx)
-
-    def _server(self) -> vllm.Server | None:
-        """The server that samples, None where the policy does."""
-        config = self.config
-        if config.vllm_url is None:
-            return None
-        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            raise ConfigError(
-                f"rollout: vllm sends whole weights and {self.accelerator.distributed_type.value} "
-                "holds them in pieces; launch with recipes/accelerate/ddp.yaml"
-            )
-        return vllm.connect(
-            config.vllm_url, timeout=config.vllm_timeout, temperature=config.temperature
-        )
 
     # ------------------------------------------------------------ the run
 
@@ -257,7 +242,12 @@ class PPOTrainer:
     def _complete(self, prompts: Sequence[Prompt], stream: int) -> Completions:
         config, first = self.config, self.group.rank * len(prompts)
         if self.server is not None:
-            return self._ask_server(self.server, prompts, stream, first)
+            policy = self.accelerator.unwrap_model(self.networks).policy
+            ids = [prompt.ids for prompt in prompts]
+            return vllm.sample(
+                self.server, config, self.group, policy, self.tokenizer, ids, self.eos_token_ids,
+                stream,
+            )  # fmt: skip
         uniforms = draws(
             config.seed, stream, len(prompts) * self.group.world, config.max_completion_length
         )
@@ -273,39 +263,21 @@ class PPOTrainer:
                 device=self.accelerator.device,
             )
 
-    def _ask_server(
-        self, server: vllm.Server, prompts: Sequence[Prompt], stream: int, first: int
-    ) -> Completions:
-        """Completions by a server with the policy's weights of this moment."""
-        config, policy = self.config, self.accelerator.unwrap_model(self.networks).policy
-        if self.accelerator.is_main_process:
-            vllm.send_weights(server, policy, self.tokenizer, self.output_dir / vllm.FOLDER)
-        self.accelerator.wait_for_everyone()
-        completions = vllm.complete(
-            server,
-            [prompt.ids for prompt in prompts],
-            [stream_seed(config.seed, stream, 2, first + i) for i in range(len(prompts))],
-            at_once=config.per_device_rollout_batch_size,
-            longest=config.max_completion_length,
-            temperature=config.temperature,
-            eos_token_ids=self.eos_token_ids,
-            pad_token_id=self.tokenizer.pad_token_id,
-            device=self.accelerator.device,
-        )
-        self.accelerator.wait_for_everyone()  # nobody loads new weights while another samples
-        return completions
-
     def _score(self, prompts: Sequence[Prompt], completions: Completions) -> Rollout:
         return score_rollout(
             self.networks,
             self.reference,
             prompts,
             completions,
-            self.reward,
+            self._together(self.reward),
             self.tokenizer,
             temperature=self.config.temperature,
             micro_batch=self.config.per_device_train_batch_size,
         )
+
+    def _together(self, reward: Rewards) -> Callable[..., Scores]:
+        """Rewards whose failure on one process stops all of them with its message."""
+        return lambda *texts: self.group.together(lambda: reward(*texts))
 
     def _advantages(self, rollout: Rollout) -> Batch:
         config, mask = self.config, rollout.mask
@@ -344,18 +316,11 @@ class PPOTrainer:
 
     def _warn_without_scores(self, cut: float) -> None:
         """Say it once when, rollout after rollout, nearly no completion gets a score."""
-        progress, limit = self.progress, self.config.max_completion_length
-        unscored = self.config.truncated == "bootstrap" and cut >= CUT
-        progress.without_score = progress.without_score + 1 if unscored else 0
-        if progress.without_score != IN_A_ROW or progress.warnings:
-            return
-        progress.warnings.append(
-            f"{cut:.0%} of the completions of {IN_A_ROW} rollouts in a row were cut at "
-            f"{limit} tokens, and with truncated: bootstrap a cut completion gets no score, so "
-            "there is next to nothing to learn from; raise max_completion_length, set truncated: "
-            "score, or train the SFT model to end its answers"
-        )
-        self.watch.say(f"warning: {progress.warnings[-1]}")
+        progress, words = self.progress, no_scores(self.config, cut)
+        progress.without_score = progress.without_score + 1 if words else 0
+        if words and progress.without_score == IN_A_ROW and not progress.warnings:
+            progress.warnings.append(words)
+            self.watch.say(f"warning: {words}")
 
     def _over_budget(self, kl: float) -> bool:
         """Stop a run whose KL exceeds its budget, with the last policy that was seen within it."""
@@ -386,7 +351,8 @@ class PPOTrainer:
         gold = None
         if self.gold is not None:
             records = [prompt.record for prompt in own]
-            gold = self.gold(records, rollout.completions, rollout.ended.tolist()).total
+            ended = rollout.ended.tolist()
+            gold = self._together(self.gold)(records, rollout.completions, ended).total
         rows = group.rows(sample_rows(rollout, gold))
         found = held_out_metrics(rows[: len(prompts)])
         place = {"step": self.progress.step, "rollout": self.progress.rollout}

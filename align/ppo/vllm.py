@@ -25,9 +25,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor
 
-from align.errors import RunError
+from align.config import PPOStage
+from align.errors import ConfigError, RunError
+from align.ppo.accelerator import Group
+from align.ppo.control import stream_seed
 from align.ppo.generate import Completions
 from align.ppo.models import POLICY, causal_lm
 from align.ppo.remote import ask
@@ -65,14 +69,21 @@ class Sampled(NamedTuple):
     ended: bool
 
 
-def connect(url: str, *, timeout: float, temperature: float) -> Server:
-    """The server behind an address.
+def connect(config: PPOStage, accelerator: Any) -> Server:
+    """The server behind vllm_url.
 
     Raises:
+        ConfigError: no process holds whole weights.
         RunError: it doesn't answer, serves nothing, or gives log-probabilities of another
             temperature than that of sampling.
     """
-    server = Server(url.rstrip("/"), "", timeout)
+    assert config.vllm_url is not None
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ConfigError(
+            f"rollout: vllm sends whole weights and {accelerator.distributed_type.value} holds "
+            "them in pieces; launch with recipes/accelerate/ddp.yaml"
+        )
+    server = Server(config.vllm_url.rstrip("/"), "", config.vllm_timeout)
     models = server.ask("/v1/models")
     try:
         name = str(models["data"][0]["id"])
@@ -81,13 +92,13 @@ def connect(url: str, *, timeout: float, temperature: float) -> Server:
             f"{server.url}/v1/models answered {models!r:.80}, which names no model; vllm_url must "
             f"be a vLLM server, started with `{START}`"
         ) from error
-    if temperature != 1:
+    if config.temperature != 1:
         info = server.ask("/server_info?config_format=json")
         mode = _inside(info, "vllm_config", "model_config", "logprobs_mode")
         if mode != "processed_logprobs":
             raise RunError(
                 f"{server.url} gives {mode or 'unknown'} log-probabilities, which leave out the "
-                f"temperature {temperature:g}; start it with `{START}`"
+                f"temperature {config.temperature:g}; start it with `{START}`"
             )
     return server._replace(model=name)
 
@@ -112,7 +123,7 @@ def merged_state(policy: Any) -> dict[str, Tensor]:
     for name, module in lm.named_modules():
         if hasattr(module, "get_delta_weight"):
             weight = module.base_layer.weight
-            delta = module.get_delta_weight(POLICY)  # type: ignore[operator]
+            delta = module.get_delta_weight(POLICY)
             state[f"{name}.weight"] = (weight + delta).detach().to(weight.dtype)
     return state
 
@@ -140,6 +151,46 @@ def forget_weights(folder: Path) -> None:
 
 
 # ---------------------------------------------------------------- completions
+
+
+def sample(
+    server: Server,
+    config: PPOStage,
+    group: Group,
+    policy: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    eos_token_ids: Sequence[int],
+    stream: int,
+) -> Completions:
+    """Completions of this process's prompts with the policy's weights of this moment.
+
+    1. The main process sends the weights. 2. All ask for completions. 3. Nobody goes on, and loads
+    other weights, before all have theirs.
+
+    Raises:
+        RunError: the server failed one of the processes.
+    """
+    # 1. weights
+    accelerator, first = group.accelerator, group.rank * len(prompts)
+    folder = Path(config.output_dir) / FOLDER
+    if accelerator.is_main_process:
+        send_weights(server, policy, tokenizer, folder)
+    accelerator.wait_for_everyone()
+    # 2. completions; 3. of all
+    return group.together(
+        lambda: complete(
+            server,
+            prompts,
+            [stream_seed(config.seed, stream, 2, first + i) for i in range(len(prompts))],
+            at_once=config.per_device_rollout_batch_size,
+            longest=config.max_completion_length,
+            temperature=config.temperature,
+            eos_token_ids=eos_token_ids,
+            pad_token_id=tokenizer.pad_token_id,
+            device=accelerator.device,
+        )
+    )
 
 
 def complete(

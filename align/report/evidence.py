@@ -75,7 +75,7 @@ def gold_against_proxy(stage: Stage) -> str:
         size=(480, 260),
     )
     return (
-        f"{picture}<p class=\"fine\">Each in standard deviations of its own completions, from where "
+        f'{picture}<p class="fine">Each in standard deviations of its own completions, from where '
         "it began. PPO raises the score; the gold score is a second opinion that it never sees. "
         "Where the two part, the score is being fooled.</p>"
     )

@@ -87,7 +87,9 @@ def test_a_scorer_that_hangs_is_asked_again_and_then_named():
 
     with (
         servers.serve(hangs) as seen,
-        pytest.raises(RunError, match=rf"{seen.url} gave no answer within 0\.1 s, 2 attempts;.*log"),
+        pytest.raises(
+            RunError, match=rf"{seen.url} gave no answer within 0\.1 s, 2 attempts;.*log"
+        ),
     ):
         score(seen.url, timeout=0.1, retries=1)
     assert len(seen) == 2
@@ -251,18 +253,20 @@ def test_tokens_of_an_engine_that_differs_are_weighed_and_the_weight_is_capped(t
 
 
 def test_rows_have_their_own_random_numbers_and_stop_at_stop_tokens():
+    stops = [1, 7, 8, 9, 10, 11]
     with servers.serve(servers.TinyVLLM(ppo_tiny.llama())) as seen:
-        server = vllm.connect(seen.url + "/", timeout=5, temperature=1.0)
+        server = vllm.Server(seen.url, "tiny", 5.0)
         out = vllm.complete(
             server, [[5, 6]] * 12, range(12), at_once=4, longest=6, temperature=1.0,
-            eos_token_ids=[1, 7, 8, 9, 10, 11], pad_token_id=0, device="cpu",
+            eos_token_ids=stops, pad_token_id=0, device="cpu",
         )  # fmt: skip
     assert len({tuple(row) for row in out.ids.tolist()}) > 6
     assert out.ended.any() and not out.ended.all()
     for ids, mask, ended, logprobs in zip(*out, strict=True):
         n = int(mask.sum())
         assert (ids[n:] == 0).all() and not mask[n:].any() and (logprobs[n:] == 0).all()
-        assert bool(ended) == (int(ids[n - 1]) in [1, 7, 8, 9, 10, 11]) and n == 6 or ended
+        assert bool(ended) == (int(ids[n - 1]) in stops) and (ended or n == 6)
+        assert not set(ids[: n - 1].tolist()) & set(stops)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +276,10 @@ def test_rows_have_their_own_random_numbers_and_stop_at_stop_tokens():
         (lambda c: c.update(token_ids=None), "no token ids with their log-probabilities"),
         (lambda c: c["logprobs"]["token_logprobs"].pop(), "log-probabilities for"),
         (lambda c: c.update(token_ids=[5], logprobs={"token_logprobs": [-1.0]}), "is no EOS of"),
-        (lambda c: c.update(token_ids=[], logprobs={"token_logprobs": []}), "0 tokens where 1 to 8"),
+        (
+            lambda c: c.update(token_ids=[], logprobs={"token_logprobs": []}),
+            "0 tokens where 1 to 8",
+        ),
         (
             lambda c: c["logprobs"].update(token_logprobs=[float("nan")] * len(c["token_ids"])),
             "not finite",
@@ -303,7 +310,7 @@ def test_a_server_out_of_development_mode_is_named_with_its_command(tmp_path):
 
     with (
         servers.serve(plain) as seen,
-        pytest.raises(RunError, match="collective_rpc answered 404.*VLLM_SERVER_DEV_MODE=1 vllm"),
+        pytest.raises(RunError, match=r"collective_rpc answered 404.*VLLM_SERVER_DEV_MODE=1 vllm"),
     ):
         ppo_tiny.trainer(via_server(tmp_path, seen.url)).train()
     assert not (tmp_path / "vllm_weights").exists()
