@@ -45,7 +45,7 @@ def training(run: Run) -> str:
         pictures = "".join(_curves(stage, kl_budget(run)))
         if pictures:
             html += f'<h3>{escape(stage.name)}</h3><div class="curves">{pictures}</div>'
-            html += gold_against_proxy(stage)
+            html += gold_against_proxy(stage) + _warnings(stage)
     return html or none("No metrics.jsonl in this run.")
 
 
@@ -58,6 +58,12 @@ def _curves(stage: Stage, budget: float | None) -> Iterable[str]:
         ]
         limit = ("KL budget", budget) if key in ("kl_k1", "eval/kl") and budget else None
         yield svg.lines([Series(key, points)], title=title, x_label="step", budget=limit)
+
+
+def _warnings(stage: Stage) -> str:
+    """What the stage warned of while it ran."""
+    said = "".join(f"<li>{escape(line)}</li>" for line in stage.lineage.get("warnings") or [])
+    return f'<ul class="warn">{said}</ul>' if said else ""
 
 
 def gold_against_proxy(stage: Stage) -> str:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import servers
 import tiny
 import torch
 
@@ -167,6 +168,34 @@ def test_two_processes_share_the_work_and_see_what_one_sees(world, finished):
             if name in a:
                 assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-4), name
     assert err.count("preflight: output") == 1
+
+
+@pytest.mark.slow
+def test_a_vllm_server_gives_two_processes_what_it_gives_one(world, monkeypatch, tmp_path):
+    """The recipe against a server that speaks as vLLM: each completion has its own seed."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    engine = servers.TinyVLLM(checkpoint.load_causal(str(world / "sft")).model)
+    more = ["--rollout", "vllm", "--total_episodes", "16", "--use_peft", "true"]
+    with servers.serve(engine) as seen:
+        more += ["--vllm_url", seen.url]
+        run(monkeypatch, world, tmp_path / "one", *more)
+        asked = len(seen)
+        launch = ["-m", "accelerate.commands.launch", "--config_file"]
+        launch += [str(ROOT / "recipes/accelerate/cpu.yaml")]
+        more += ["--per_device_train_batch_size", "2"]
+        process = start([sys.executable, *launch, *argv(world, tmp_path / "two", *more)])
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        completions = [s["body"] for s in seen if s["path"] == "/v1/completions"]
+    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
+    assert asked > 16 and [m["rollout"] for m in one] == [m["rollout"] for m in two]
+    for a, b in zip(one, two, strict=True):
+        for name in ("score", "kl", "eval/score", "completion_length", "sampler_kl"):
+            if name in a:
+                assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-4), name
+    assert all(m["sampler_kl"] < 1e-6 for m in one if "sampler_kl" in m)
+    assert len({c["seed"] for c in completions}) == 16 + 6
+    assert checkpoint.read_lineage(tmp_path / "two")["config"]["vllm_url"] == seen.url
 
 
 @pytest.mark.slow

@@ -140,6 +140,7 @@ def test_gold_comes_from_functions_of_the_config(tmp_path):
 
 
 def test_the_report_draws_score_and_gold_score_over_the_root_of_kl():
+    from align.report import evidence
     from align.report.evidence import gains, gold_against_proxy
     from align.report.load import Stage
 
@@ -155,5 +156,7 @@ def test_the_report_draws_score_and_gold_score_over_the_root_of_kl():
     assert html.count("<polyline") == 2 and "gold score</text>" in html and "√KL" in html
     alone = [{k: v for k, v in line.items() if "gold" not in k} for line in curve]
     assert gold_against_proxy(Stage(name="ppo", curve=alone)) == ""
+    warned = Stage(name="ppo", curve=curve, lineage={"warnings": ["all <cut>"]})
+    assert "<li>all &lt;cut&gt;</li>" in evidence._warnings(warned)
     flat = [{**line, "eval/gold_score_std": 0.0} for line in curve if "eval/kl" in line]
     assert gains(flat, "eval/gold_score") == [] and not math.isnan(gains(flat, "eval/score")[1][1])
