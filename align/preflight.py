@@ -85,6 +85,9 @@ def preflight(config: Any, made_before: Sequence[str] = (), quiet: bool = False)
             say(f"reward model: {name}, which an earlier stage makes")
         else:
             check_reward_model(name, say)
+    for field in ADDRESSES:
+        if getattr(config, field, None):
+            say(f"{field}: {getattr(config, field)}, which gets the run's texts; not asked yet")
     if getattr(config, "value_model", None) not in (None, *made_before):
         resolve(config.value_model)
     check_data(config, say)

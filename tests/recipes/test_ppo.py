@@ -20,6 +20,8 @@ from align.errors import CheckpointError, ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "ppo.py"
+TWO = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+TWO += [str(ROOT / "recipes/accelerate/cpu.yaml"), "--main_process_port", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +156,8 @@ def test_sigterm_saves_and_says_how_to_go_on(world):
 def test_two_processes_share_the_work_and_see_what_one_sees(world, finished):
     """Half the micro-batch on each of two processes is the same rollout as in one process."""
     out = world / "two"
-    launch = ["-m", "accelerate.commands.launch", "--config_file"]
-    launch += [str(ROOT / "recipes/accelerate/cpu.yaml")]
     more = ["--per_device_train_batch_size", "2", "--report_to", "[tensorboard]"]
-    process = start([sys.executable, *launch, *argv(world, out, *more)])
+    process = start([*TWO, *argv(world, out, *more)])
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert len(list(out.glob("align-ppo/events.*"))) == 1  # one of the two writes
@@ -171,7 +171,7 @@ def test_two_processes_share_the_work_and_see_what_one_sees(world, finished):
 
 
 @pytest.mark.slow
-def test_a_vllm_server_gives_two_processes_what_it_gives_one(world, monkeypatch, tmp_path):
+def test_a_vllm_server_gives_two_processes_what_it_gives_one(world, monkeypatch, tmp_path, capsys):
     """The recipe against a server that speaks as vLLM: each completion has its own seed."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     engine = servers.TinyVLLM(checkpoint.load_causal(str(world / "sft")).model)
@@ -180,10 +180,9 @@ def test_a_vllm_server_gives_two_processes_what_it_gives_one(world, monkeypatch,
         more += ["--vllm_url", seen.url]
         run(monkeypatch, world, tmp_path / "one", *more)
         asked = len(seen)
-        launch = ["-m", "accelerate.commands.launch", "--config_file"]
-        launch += [str(ROOT / "recipes/accelerate/cpu.yaml")]
+        assert f"vllm_url: {seen.url}, which gets the run's texts" in capsys.readouterr().err
         more += ["--per_device_train_batch_size", "2"]
-        process = start([sys.executable, *launch, *argv(world, tmp_path / "two", *more)])
+        process = start([*TWO, *argv(world, tmp_path / "two", *more)])
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         completions = [s["body"] for s in seen if s["path"] == "/v1/completions"]
@@ -206,10 +205,8 @@ def test_a_reward_that_fails_on_one_of_two_processes_is_still_named(world, tmp_p
         "    assert os.environ['RANK'] == '0', 'not here'\n"
         "    return [0.0] * len(completions)\n"
     )
-    launch = ["-m", "accelerate.commands.launch", "--config_file"]
-    launch += [str(ROOT / "recipes/accelerate/cpu.yaml")]
     more = ["--reward_model", "null", "--reward_functions", f"{{{tmp_path}/rules.py:odd: 1.0}}"]
-    process = start([sys.executable, *launch, *argv(world, tmp_path / "out", *more)])
+    process = start([*TWO, *argv(world, tmp_path / "out", *more)])
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     said = [line for line in err.splitlines() if line.startswith("error: reward")]
