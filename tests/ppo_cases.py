@@ -8,9 +8,10 @@ The policy and the value model that train differ a little from those of the roll
 every ratio would be 1 and nothing would be clipped.
 """
 
+import json
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -256,12 +257,9 @@ def rolled_out(case: Case, of: Any) -> Any:
     from align.ppo.rollout import Prompt
 
     given = inputs(case)
-    lengths = torch.tensor([len(c) for c in given.completions])
     ids = torch.tensor([c + [PAD] * (case.width - len(c)) for c in given.completions])
-    mask = torch.arange(case.width) < lengths.unsqueeze(1)
-    ended = (ids == EOS).any(1)
     prompts = [Prompt({"prompt": ""}, p) for p in given.prompts]
-    return of._score(prompts, Completions(ids, mask, ended))
+    return of._score(prompts, Completions(ids, real_mask(case), (ids == EOS).any(1)))
 
 
 def become_the_models_that_train(of: Any) -> None:
@@ -278,7 +276,7 @@ def ours(case: Case, folder: Path, **options: Any) -> dict[str, Any]:
 
     made = trainer(case, folder, **options)
     rollout = rolled_out(case, made)
-    with variances_as_trl() if not case.as_shipped else mock.MagicMock():
+    with nullcontext() if case.as_shipped else variances_as_trl():
         batch = made._advantages(rollout)
     numbers: dict[str, Any] = {
         "logprobs": rollout.logprobs,
@@ -337,9 +335,7 @@ def watch_steps(of: Any) -> list[dict[str, float]]:
             now[name] /= tokens["value"]
         inner = of.networks
         now["grad_norm_policy"] = norm(inner.policy.parameters())
-        now["grad_norm_value"] = norm(
-            [*inner.value_backbone.parameters(), inner.value_head.weight]
-        )
+        now["grad_norm_value"] = norm([*inner.value_backbone.parameters(), inner.value_head.weight])
         steps.append(dict(now))
         now.clear()
         tokens.update(policy=0, value=0)
@@ -386,10 +382,21 @@ def variances_as_trl() -> Iterator[None]:
 # ---------------------------------------------------------------- comparing
 
 
+def golden(name: str) -> dict[str, Any]:
+    """TRL's numbers of a case."""
+    numbers: dict[str, Any] = json.loads(GOLDEN.read_text())["cases"][name]["numbers"]
+    return numbers
+
+
+def real_mask(case: Case, extra: int = 0) -> Tensor:
+    """(B, T), True on real completion tokens and on ``extra`` positions after them."""
+    lengths = torch.tensor([len(c) + extra for c in inputs(case).completions])
+    return torch.arange(case.width) < lengths.unsqueeze(1)
+
+
 def differences(case: Case, mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
     """Largest difference of each quantity, over real tokens; inf where there are not as many."""
-    lengths = torch.tensor([len(c) for c in inputs(case).completions])
-    mask = torch.arange(case.width) < lengths.unsqueeze(1)
+    mask = real_mask(case)
     found = {}
     for name in (*PER_TOKEN, *PER_STEP):
         if name not in theirs:

@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ppo_cases
 import torch
-from ppo_cases import CASES, EOS, GOLDEN, PAD, PER_STEP, PER_TOKEN, Case
-from ppo_vs_trl import peer_python
+from ppo_cases import CASES, GOLDEN, PAD, PER_STEP, PER_TOKEN, Case
+from ppo_vs_trl import ROOT, peer_python
 
 TOLERANCE = 1e-4
 
@@ -255,7 +254,7 @@ def summary(rows: list[dict[str, Any]], made: dict[str, Any]) -> dict[str, Any]:
     """The line of ``--json``: total losses of ours over those of TRL where they have to agree."""
     agreed = [r for r in rows if r["has_to_agree"]]
     losses = [r for r in agreed if r["quantity"] == "total_loss"]
-    pairs = [p for r in losses for p in zip(r["ours"], r["trl"])]
+    pairs = [p for r in losses for p in zip(r["ours"], r["trl"], strict=False)]
     ratios = [a / b for a, b in pairs]
     return {
         "name": "ppo_parity",
@@ -267,7 +266,7 @@ def summary(rows: list[dict[str, Any]], made: dict[str, Any]) -> dict[str, Any]:
         "largest_difference": max(r["difference"] for r in agreed),
         "compared": len(agreed),
         "failed": [f"{r['case']}: {r['quantity']}" for r in agreed if not r["ok"]],
-        "setting": f"{len(CASES)} fixed rollouts, trl {made['trl']}, torch {made['torch']}, float32",
+        "setting": f"{len(CASES)} fixed rollouts, trl {made['trl']}, torch {made['torch']}",
     }
 
 
@@ -289,7 +288,9 @@ def main() -> None:
     rows = compare(peer)
     found = summary(rows, peer["made"])
     print(table(rows))
-    print(f"largest difference of {found['compared']} that agree: {found['largest_difference']:.1e}")
+    print(
+        f"largest difference of {found['compared']} that agree: {found['largest_difference']:.1e}"
+    )
     if options.json:
         print(json.dumps(found))
     if found["failed"]:
