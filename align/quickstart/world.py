@@ -38,11 +38,11 @@ CORPUS_SHARES = {"sums": 0.5, "facts": 0.16, "people": 0.17, "dialogue": 0.17}
 INSTRUCTION_SHARES = {"sums": 0.5, "facts": 0.15, "people": 0.15, "dialogue": 0.2}
 CAPABILITY_SHARES = {"sums": 0.8, "facts": 0.2}
 PREFERENCE_SHARES = {
-    "sums": 0.14,
+    "sums": 0.10,
     "facts": 0.12,
     "people": 0.32,
-    "dialogue": 0.30,
-    "off_topic": 0.12,
+    "dialogue": 0.32,
+    "off_topic": 0.14,
 }
 TOXICITY_SHARES = {"dialogue": 0.75, "sums": 0.09, "facts": 0.08, "people": 0.08}
 PROMPT_SHARES = {"sums": 0.05, "facts": 0.05, "people": 0.45, "dialogue": 0.45}
