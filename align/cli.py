@@ -102,8 +102,9 @@ def command_run(args: list[str]) -> None:
     from dataclasses import replace
 
     from align import pipeline
+    from align.parsing import overrides
 
-    run = pipeline.resolve(options.recipe, options.output, _overrides(options.set))
+    run = pipeline.resolve(options.recipe, options.output, overrides(options.set))
     run = replace(run, accelerate_config=_existing(options.accelerate_config))
     if options.dry_run:
         for step, what in pipeline.dry_run(run):
@@ -151,22 +152,6 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help=text
     )
-
-
-def _overrides(settings: list[str]) -> dict[str, dict[str, Any]]:
-    """``["ppo.kl_coef=0.1"]`` as ``{"ppo": {"kl_coef": 0.1}}``."""
-    from align.parsing import yaml_value
-
-    overrides: dict[str, dict[str, Any]] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        stage, dot, field = name.partition(".")
-        if not (equals and dot and field):
-            raise ConfigError(
-                f"--set {setting}: write --set stage.field=value, e.g. ppo.kl_coef=0.1"
-            )
-        overrides.setdefault(stage, {})[field] = yaml_value(text)
-    return overrides
 
 
 # ---------------------------------------------------------------- eval
@@ -395,8 +380,9 @@ def command_doctor(args: list[str]) -> None:
     _add_set(parser)
     options = parser.parse_args(args)
     from align import pipeline
+    from align.parsing import overrides
 
-    pipeline.doctor(pipeline.resolve(options.recipe, options.output, _overrides(options.set)))
+    pipeline.doctor(pipeline.resolve(options.recipe, options.output, overrides(options.set)))
 
 
 def command_chat(args: list[str]) -> None:

@@ -43,7 +43,7 @@ def ancestry(name: str) -> Ancestry:
         if parent["path"] == "quickstart-base" or parent.get("weights_sha256", "") == base_sha:
             root = checkpoint.read_lineage(base) if there else {}
             return Ancestry([*found, root], "quickstart", bool(root))
-        before, folder = folder, Path(parent["path"])
+        before, folder = folder, folder / parent["path"]
         if not folder.is_dir():  # the run was moved
             folder = before.parent / folder.name
     return Ancestry(found, "published", False)

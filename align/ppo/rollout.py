@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from align.data.render import completion_text
-from align.errors import DataError
+from align.errors import CheckpointError, DataError
 from align.ppo.generate import Completions, generate
 from align.ppo.models import Networks, Reference, Sequences
 from align.ppo.rewards import Record, Scores
@@ -60,6 +60,21 @@ def messages(record: Record) -> list[dict[str, str]]:
     """A record's prompt as messages; a plain string is one user message."""
     prompt = record["prompt"]
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def check_pad(tokenizer: Any) -> None:
+    """Refuse a tokenizer without a PAD of its own.
+
+    Raises:
+        CheckpointError: PAD is missing, or is EOS.
+    """
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise CheckpointError(
+            f"the tokenizer's PAD is {tokenizer.pad_token!r} and its EOS {tokenizer.eos_token!r}: "
+            "PPO needs a PAD of its own; load it with align.checkpoint.load_tokenizer, which adds "
+            "one, or call tokenizer.add_special_tokens({'pad_token': '<pad>'}) and "
+            "model.resize_token_embeddings(len(tokenizer))"
+        )
 
 
 def tokenize(records: Sequence[Record], tokenizer: Any, longest: int) -> list[Prompt]:

@@ -43,6 +43,7 @@ from align.ppo.rewards import Record, Rewards, RunningScale, Scores, shape_score
 from align.ppo.rollout import (
     Prompt,
     Rollout,
+    check_pad,
     demonstrations,
     sample_completions,
     score_rollout,
@@ -106,6 +107,7 @@ class PPOTrainer:
     def _take_prompts(self, train: Sequence[Record], held_out: Sequence[Record]) -> None:
         config = self.config
         longest = config.max_length - config.max_completion_length
+        check_pad(self.tokenizer)
         self.prompts = tokenize(train, self.tokenizer, longest)
         self.eval_prompts = tokenize(held_out, self.tokenizer, longest)[: config.eval_prompts]
         self.too_long = len(train) - len(self.prompts)

@@ -37,9 +37,15 @@ MODULES = {"sums": sums, "facts": facts, "people": people, "dialogue": dialogue}
 CORPUS_SHARES = {"sums": 0.5, "facts": 0.16, "people": 0.17, "dialogue": 0.17}
 INSTRUCTION_SHARES = {"sums": 0.5, "facts": 0.15, "people": 0.15, "dialogue": 0.2}
 CAPABILITY_SHARES = {"sums": 0.8, "facts": 0.2}
-PREFERENCE_SHARES = {"sums": 0.14, "facts": 0.12, "people": 0.32, "dialogue": 0.42}
+PREFERENCE_SHARES = {
+    "sums": 0.10,
+    "facts": 0.12,
+    "people": 0.32,
+    "dialogue": 0.32,
+    "off_topic": 0.14,
+}
 TOXICITY_SHARES = {"dialogue": 0.75, "sums": 0.09, "facts": 0.08, "people": 0.08}
-PROMPT_SHARES = {"sums": 0.05, "facts": 0.05, "people": 0.35, "dialogue": 0.55}
+PROMPT_SHARES = {"sums": 0.05, "facts": 0.05, "people": 0.45, "dialogue": 0.45}
 
 
 class Sizes(NamedTuple):
@@ -123,9 +129,25 @@ def preference_records(world: World, n: int, seed: int, split: Split = "train") 
     """N pairs {prompt, chosen, rejected, kind} in the surface form of rendered completions."""
 
     def draw(rng: Random, kind: str) -> Record:
+        if kind == "off_topic":
+            return _off_topic(world, rng, split)
         return MODULES[kind].preference(world, rng, split)
 
     return _distinct(draw, Random(f"preference-{split}-{seed}"), n, PREFERENCE_SHARES)
+
+
+def _off_topic(world: World, rng: Random, split: Split) -> Record:
+    """A good completion against a good one to another prompt.
+
+    Without such pairs a kind sentence would be worth its score whatever was asked, and PPO would
+    answer everything with it.
+    """
+    while True:
+        asked, other = (
+            MODULES[rng.choice(list(MODULES))].preference(world, rng, split) for _ in range(2)
+        )
+        if asked["chosen"] != other["chosen"]:
+            return {**asked, "rejected": other["chosen"], "kind": "off_topic"}
 
 
 def prompt_records(world: World, n: int, seed: int, split: Split = "train") -> list[Record]:

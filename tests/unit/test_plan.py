@@ -188,7 +188,7 @@ def test_the_command_prints_a_table_or_json(
     [
         (["--price-per-hour", "-1"], "-1 is not above 0"),
         (["--tokens-per-second", "fast"], "'fast' is not a number"),
-        (["--set", "max_length=3"], "write STAGE.FIELD=VALUE"),
+        (["--set", "max_length=3"], "write --set stage.field=value"),
         (["--frobnicate"], "unrecognized arguments"),
     ],
 )

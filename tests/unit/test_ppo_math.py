@@ -188,6 +188,11 @@ def test_value_loss_takes_the_worse_of_free_and_clipped():
     assert values.grad[1] == 0  # clipped: no gradient
 
 
+def test_no_value_counts_as_clipped_by_rounding():
+    new, old, returns = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+    assert loss.value_loss(new / 100, old, returns, cliprange_value=99.0).clipped == 0
+
+
 def test_entropy_of_known_distributions():
     logits = torch.stack((torch.zeros(8), torch.tensor([100.0] + [0.0] * 7)))
     torch.testing.assert_close(loss.entropy(logits), torch.tensor([math.log(8), 0.0]))
