@@ -31,7 +31,8 @@ TRAINING = ("sft", "reward", "ppo")
 LAUNCHER = "accelerate.commands.launch"
 STEPS = (*TRAINING, "eval", "tax", "report")
 # Fields that say where and how a stage is carried out, not what comes out of it.
-NOT_CONTENT = ("output_dir", "resume", "overwrite", "report_to", "logging_steps", "save_steps")
+NOT_CONTENT: tuple[str, ...] = ("output_dir", "resume", "overwrite", "report_to", "logging_steps")
+NOT_CONTENT += ("save_steps", "reward_timeout", "reward_retries", "vllm_url", "vllm_timeout")
 # Code that changes no weights and no scores.
 NOT_COMPUTED = ("report", "card.py", "plan", "cli.py", "chat.py", "pipeline.py")
 
@@ -290,9 +291,10 @@ def _inputs(run: Run, step: str) -> dict[str, Any]:
     if step in TRAINING:
         config = run.stages[step]
         content = {k: v for k, v in asdict(config).items() if k not in NOT_CONTENT}
-        functions = [name.split(":")[0] for name in content.get("reward_functions") or ()]
-        names = ("model_name_or_path", "reward_model", "value_model")
-        parents = [content.pop(name, None) for name in names]
+        fields = ("reward_functions", "gold_functions")
+        functions = [name.split(":")[0] for field in fields for name in content.get(field) or ()]
+        models = ("model_name_or_path", "reward_model", "gold_reward_model", "value_model")
+        parents = [content.pop(field, None) for field in models]
         return {
             "config": content,
             "parents": [_checkpoint_key(p) for p in parents if p],

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from align.checkpoint.inspect import CheckpointInfo, inspect_checkpoint, local_folder, resolve
 from align.checkpoint.lineage import chat_template_sha256, read_lineage
@@ -20,7 +21,9 @@ from align.errors import CheckpointError, ConfigError, is_main_process
 
 KINDS = {"sft": "prompt-completion", "reward": "preference", "ppo": "prompt-only"}
 WORD = "ANSWER"
-REWARD_LIKE = ("reward_model", "value_model")
+SCORERS = ("reward_model", "gold_reward_model")
+REWARD_LIKE = (*SCORERS, "value_model")
+ADDRESSES = ("reward_url", "vllm_url")
 POSITIVE = (
     *("learning_rate", "value_learning_rate", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "num_train_epochs", "max_length", "dataset_limit", "lora_r"),
@@ -29,7 +32,7 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *("warmup_steps", "weight_decay", "max_grad_norm", "guard_loss_spike", "center_samples"),
-    *("kl_coef", "vf_coef", "eval_steps", "critic_warmup_rollouts"),
+    *("kl_coef", "vf_coef", "eval_steps", "critic_warmup_rollouts", "reward_retries"),
 )
 RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (POSITIVE, lambda v: v > 0, "above 0"),
@@ -77,10 +80,14 @@ def preflight(config: Any, made_before: Sequence[str] = (), quiet: bool = False)
     else:
         info = check_model(config, say)
     check_template(config, info, say)
-    if getattr(config, "reward_model", None) in made_before:
-        say(f"reward model: {config.reward_model}, which an earlier stage makes")
-    elif getattr(config, "reward_model", None):
-        check_reward_model(config, say)
+    for name in filter(None, (getattr(config, field, None) for field in SCORERS)):
+        if name in made_before:
+            say(f"reward model: {name}, which an earlier stage makes")
+        else:
+            check_reward_model(name, say)
+    for field in ADDRESSES:
+        if getattr(config, field, None):
+            say(f"{field}: {getattr(config, field)}, which gets the run's texts; not asked yet")
     if getattr(config, "value_model", None) not in (None, *made_before):
         resolve(config.value_model)
     check_data(config, say)
@@ -108,8 +115,11 @@ def check_values(config: Any) -> None:
             f"packing with attn_implementation {config.attn_implementation} would let records read "
             "each other; set attn_implementation: flash_attention_2, or packing: false"
         )
+    for name in ADDRESSES:
+        if getattr(config, name, None) is not None:
+            check_address(name, getattr(config, name))
     for tracker in config.report_to:
-        if importlib.util.find_spec(tracker) is None:
+        if not _installed(tracker):
             raise ConfigError(
                 f"report_to names {tracker}, which is not installed; pip install {tracker}, or "
                 "leave it out"
@@ -121,6 +131,40 @@ def check_values(config: Any) -> None:
                 f"output_dir {config.output_dir} is the checkpoint that this stage starts from; "
                 "give another folder"
             )
+
+
+def _installed(package: str) -> bool:
+    """Whether a package is there; a folder of its name (wandb leaves one) is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def check_address(name: str, url: str) -> None:
+    """An http(s) address, as far as its form goes: nothing is sent.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    try:
+        parts = urlsplit(url)
+        wrong = (
+            "it must begin with http:// or https://"
+            if parts.scheme not in ("http", "https")
+            else "it names no host"
+            if not parts.hostname
+            else "it holds a space"
+            if any(c.isspace() for c in url)
+            else "it holds a password, and recipes are kept; give a token by the environment"
+            if "@" in parts.netloc
+            else f"port {parts.port} can't be"
+            if parts.port == 0
+            else ""
+        )
+    except ValueError as error:
+        wrong = f"it can't be read ({error})"
+    if wrong:
+        shown = url if "@" not in url else "(not shown)"
+        raise ConfigError(f"{name} is {shown}; {wrong}: give one like http://127.0.0.1:8000")
 
 
 def check_output(config: Any, say: Any) -> bool:
@@ -243,22 +287,22 @@ def _same_as_parent(config: Any, info: CheckpointInfo, template: Template) -> No
         )
 
 
-def check_reward_model(config: Any, say: Any) -> None:
-    """The reward model of a PPO stage.
+def check_reward_model(name: str, say: Any) -> None:
+    """A reward model of a PPO stage.
 
     Raises:
         CheckpointError: none, a head of the wrong size, blind to EOS.
     """
-    if local_folder(config.reward_model) is None:
-        say(f"reward model: {config.reward_model} is not on this machine; checked after download")
+    if local_folder(name) is None:
+        say(f"reward model: {name} is not on this machine; checked after download")
         return
-    info = inspect_checkpoint(config.reward_model, expect="reward")
+    info = inspect_checkpoint(name, expect="reward")
     if info.pad_token_id is None or info.pad_token_id in info.eos_token_ids:
         raise CheckpointError(
-            f"the reward model {config.reward_model} has PAD {info.pad_token_id} and EOS "
+            f"the reward model {name} has PAD {info.pad_token_id} and EOS "
             f"{info.eos_token_ids}: it is blind to EOS; train it again with recipes/reward.py"
         )
-    say(f"reward model: {config.reward_model}: {info.architecture}, one output, PAD apart from EOS")
+    say(f"reward model: {name}: {info.architecture}, one output, PAD apart from EOS")
 
 
 def check_data(config: Any, say: Any) -> None:

@@ -22,6 +22,7 @@ from align.guards import resume_command
 MANIFEST = "manifest.json"
 MARKER = "run.json"
 CONTROL = {"resume", "overwrite", "output_dir", "logging_steps", "save_steps", "report_to"}
+CONTROL |= {"reward_timeout", "reward_retries", "vllm_url", "vllm_timeout"}
 """Fields that change nothing of what is learnt."""
 
 

@@ -13,7 +13,7 @@ from align.checkpoint.load import quiet_peft
 from align.config import PPOStage
 from align.errors import CheckpointError, ConfigError
 from align.ppo.models import POLICY, VALUE, Networks, Reference, causal_lm, disable_dropout
-from align.ppo.rewards import Rewards, Scorer, function_scorer
+from align.ppo.rewards import Rewards, Scorer, function_scorer, url_scorer
 
 
 class Built(NamedTuple):
@@ -33,32 +33,57 @@ def build_rewards(config: PPOStage) -> Rewards:
         ConfigError: no such function.
         CheckpointError: no reward model there, or one that is blind to EOS.
     """
-    scorers: dict[str, tuple[float, Scorer]] = {
-        spec: (weight, function_scorer(spec, config.reward_timeout))
-        for spec, weight in (config.reward_functions or {}).items()
-    }
+    scorers = function_scorers(config.reward_functions, config.reward_timeout)
+    if config.reward_url:
+        remote = url_scorer(config.reward_url, config.reward_timeout, config.reward_retries)
+        scorers["reward_url"] = (config.reward_url_weight, remote)
     if config.reward_model:
-        scorers["reward_model"] = (config.reward_model_weight, model_scorer(config))
+        scorer = model_scorer(config.reward_model, config)
+        scorers["reward_model"] = (config.reward_model_weight, scorer)
     return Rewards(scorers)
 
 
-def model_scorer(config: PPOStage) -> Scorer:
-    """The reward model, which reads texts with its own tokenizer and template."""
+def build_gold(config: PPOStage) -> Rewards | None:
+    """The second scorer, which judges held-out completions and is never optimised.
+
+    Raises:
+        ConfigError, CheckpointError: as `build_rewards`.
+    """
+    scorers = function_scorers(config.gold_functions, config.reward_timeout)
+    if config.gold_reward_model:
+        scorers["gold_reward_model"] = (1.0, model_scorer(config.gold_reward_model, config))
+    return Rewards(scorers) if scorers else None
+
+
+def function_scorers(
+    functions: dict[str, float] | None, timeout: float
+) -> dict[str, tuple[float, Scorer]]:
+    """Name -> weight and scorer of Python functions."""
+    return {
+        spec: (weight, function_scorer(spec, timeout)) for spec, weight in (functions or {}).items()
+    }
+
+
+def model_scorer(name: str, config: PPOStage) -> Scorer:
+    """A reward model, which reads texts with its own tokenizer and template."""
     from align.scoring import RewardScorer
 
-    assert config.reward_model is not None
-    scorer = RewardScorer.load(
-        config.reward_model, dtype=config.dtype, trust_remote_code=config.trust_remote_code
-    )
+    scorer = RewardScorer.load(name, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
     return lambda records, completions, ended: scorer(
         [record["prompt"] for record in records], completions, ended
     )
 
 
 def reward_lineage(config: PPOStage) -> dict[str, Any]:
-    """What lineage.json says about the reward: path and hashes of the model, functions by name."""
-    parent = checkpoint.lineage.parent_of(config.reward_model) if config.reward_model else None
-    return {"reward_model": parent, "reward_functions": config.reward_functions or {}}
+    """What lineage.json says of the rewards: path and hashes of models, the others by name."""
+    models = {"reward_model": config.reward_model, "gold_reward_model": config.gold_reward_model}
+    found = {k: checkpoint.lineage.parent_of(m) if m else None for k, m in models.items()}
+    return {
+        **found,
+        "reward_functions": config.reward_functions or {},
+        "reward_url": config.reward_url,
+        "gold_functions": config.gold_functions or {},
+    }
 
 
 # ---------------------------------------------------------------- networks

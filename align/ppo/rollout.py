@@ -11,7 +11,7 @@ from align.data.render import completion_text
 from align.errors import CheckpointError, DataError
 from align.ppo.generate import Completions, generate
 from align.ppo.models import Networks, Reference, Sequences
-from align.ppo.rewards import Record, Rewards
+from align.ppo.rewards import Record, Scores
 
 
 class Prompt(NamedTuple):
@@ -38,6 +38,7 @@ class Rollout:
         entropy: of the sampling policy
         values: of the state before each token
         final_values: ``(B,)``, of the state after the last token
+        sampler_logprobs: of the engine that sampled, where that is another one
     """
 
     prompts: Sequence[Prompt]
@@ -52,6 +53,7 @@ class Rollout:
     entropy: Tensor
     values: Tensor
     final_values: Tensor
+    sampler_logprobs: Tensor | None = None
 
 
 def messages(record: Record) -> list[dict[str, str]]:
@@ -157,7 +159,8 @@ def sample_completions(
                 )
             )
     back = torch.tensor(order, device=device).argsort()
-    return Completions(*(torch.cat([p[k] for p in pieces])[back] for k in range(3)))
+    columns = zip(*((p.ids, p.mask, p.ended) for p in pieces), strict=True)
+    return Completions(*(torch.cat(column)[back] for column in columns))
 
 
 def join(prompts: Sequence[Prompt], completions: Completions, pad: int) -> Sequences:
@@ -214,7 +217,7 @@ def score_rollout(
     reference: Reference,
     prompts: Sequence[Prompt],
     completions: Completions,
-    reward: Rewards,
+    reward: Callable[[Sequence[Record], Sequence[str], Sequence[bool]], Scores],
     tokenizer: Any,
     *,
     temperature: float,
@@ -241,6 +244,7 @@ def score_rollout(
     device = completions.ids.device
     sequences = join(prompts, completions, tokenizer.pad_token_id)
     mask = completions.mask[:, : int(sequences.completion_lengths.max())]
+    sampler = completions.logprobs
 
     # 2. log-probabilities of the completion tokens
     inner = getattr(networks, "module", networks)
@@ -271,4 +275,5 @@ def score_rollout(
         entropy=entropies,
         values=torch.where(mask, values[:, :-1], 0.0),
         final_values=final,
+        sampler_logprobs=None if sampler is None else sampler[:, : mask.shape[1]],
     )

@@ -36,7 +36,9 @@ class Progress:
     skipped_in_a_row: int = 0
     kl_coef: float = 0.0
     stopped: str = ""
+    without_score: int = 0
     held_out: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     scale: dict[str, float] = field(default_factory=dict)
 
 

@@ -23,16 +23,23 @@ from accelerate.utils import broadcast_object_list
 from align import checkpoint, guards
 from align.config import PPOStage
 from align.errors import DataError, Interrupted
-from align.ppo import state
+from align.ppo import state, vllm
 from align.ppo.accelerator import Group, enable_checkpointing, new_accelerator, new_optimizer
-from align.ppo.advantages import gae, kl_estimates, masked_moments, token_rewards, whiten
+from align.ppo.advantages import (
+    gae,
+    importance_weights,
+    kl_estimates,
+    masked_moments,
+    token_rewards,
+    whiten,
+)
 from align.ppo.build import Built, reward_lineage
-from align.ppo.control import Timer, draw_index, next_kl_coef
+from align.ppo.control import IN_A_ROW, Timer, draw_index, next_kl_coef, no_scores
 from align.ppo.generate import Completions, draws
 from align.ppo.learner import Batch, Learner
 from align.ppo.metrics import held_out_metrics, rollout_metrics, sample_rows
 from align.ppo.models import write_policy
-from align.ppo.rewards import Record, Rewards, RunningScale, shape_scores
+from align.ppo.rewards import Record, Rewards, RunningScale, Scores, shape_scores
 from align.ppo.rollout import (
     Prompt,
     Rollout,
@@ -61,6 +68,7 @@ class PPOTrainer:
         *,
         eos_token_ids: list[int],
         ptx_records: Sequence[Record] = (),
+        gold: Rewards | None = None,
     ):
         """Prepare models and optimizer; nothing is written yet.
 
@@ -73,8 +81,9 @@ class PPOTrainer:
             eval_records: held-out ones, possibly none
             eos_token_ids: every token that ends a completion
             ptx_records: prompt-completion records for ptx_coef
+            gold: judges held-out completions beside the reward, and is never optimised
         """
-        self.config, self.tokenizer, self.reward = config, tokenizer, reward
+        self.config, self.tokenizer, self.reward, self.gold = config, tokenizer, reward, gold
         self.eos_token_ids, self.reference = eos_token_ids, built.reference
         self.output_dir = Path(config.output_dir)
         self.accelerator = new_accelerator(config)
@@ -88,6 +97,7 @@ class PPOTrainer:
         self.rollouts = -(-config.total_episodes // self.batch)
         self._take_prompts(train_records, eval_records)
         self._take_networks(built, ptx_records)
+        self.server = vllm.connect(config, self.accelerator) if config.vllm_url else None
         self.progress = state.Progress(kl_coef=config.kl_coef)
         self.scale = RunningScale()
         self.within_budget: state.Weights = {}
@@ -154,6 +164,8 @@ class PPOTrainer:
         finally:
             self.interrupts.restore()
             self.watch.close()
+            if self.accelerator.is_main_process:
+                vllm.forget_weights(self.output_dir / vllm.FOLDER)
 
     def _one_rollout(self) -> None:
         config, progress = self.config, self.progress
@@ -175,6 +187,7 @@ class PPOTrainer:
         # 5. rewards a token; 6. advantages
         batch = self._advantages(rollout)
         metrics = rollout_metrics(batch, self.group)
+        self._warn_without_scores(float(metrics["truncation_rate"] or 0.0))
         # k1 steers: one improbable token can make k3 (the metric) ten times as large for a rollout.
         kl, used = float(metrics["kl_k1"] or 0.0), progress.kl_coef
         if self._over_budget(kl):
@@ -230,6 +243,13 @@ class PPOTrainer:
 
     def _complete(self, prompts: Sequence[Prompt], stream: int) -> Completions:
         config, first = self.config, self.group.rank * len(prompts)
+        if self.server is not None:
+            policy = self.accelerator.unwrap_model(self.networks).policy
+            ids = [prompt.ids for prompt in prompts]
+            return vllm.sample(
+                self.server, config, self.group, policy, self.tokenizer, ids, self.eos_token_ids,
+                stream,
+            )  # fmt: skip
         uniforms = draws(
             config.seed, stream, len(prompts) * self.group.world, config.max_completion_length
         )
@@ -251,11 +271,15 @@ class PPOTrainer:
             self.reference,
             prompts,
             completions,
-            self.reward,
+            self._together(self.reward),
             self.tokenizer,
             temperature=self.config.temperature,
             micro_batch=self.config.per_device_train_batch_size,
         )
+
+    def _together(self, reward: Rewards) -> Callable[..., Scores]:
+        """Rewards whose failure on one process stops all of them with its message."""
+        return lambda *texts: self.group.together(lambda: reward(*texts))
 
     def _advantages(self, rollout: Rollout) -> Batch:
         config, mask = self.config, rollout.mask
@@ -286,7 +310,19 @@ class PPOTrainer:
             rewards, rollout.values, mask, bootstrap, gamma=config.gamma, lam=config.lam
         )
         advantages = whiten(advantages, mask, masked_moments(advantages, mask, self.group.sum))
+        if rollout.sampler_logprobs is not None:  # a weight on a token's loss, clipped or not
+            advantages = advantages * importance_weights(
+                rollout.logprobs, rollout.sampler_logprobs, config.importance_cap
+            )
         return Batch(rollout, advantages, returns, rewards)
+
+    def _warn_without_scores(self, cut: float) -> None:
+        """Say it once when, rollout after rollout, nearly no completion gets a score."""
+        progress, words = self.progress, no_scores(self.config, cut)
+        progress.without_score = progress.without_score + 1 if words else 0
+        if words and progress.without_score == IN_A_ROW and not progress.warnings:
+            progress.warnings.append(words)
+            self.watch.say(f"warning: {words}")
 
     def _over_budget(self, kl: float) -> bool:
         """Stop a run whose KL exceeds its budget, with the last policy that was seen within it."""
@@ -313,7 +349,13 @@ class PPOTrainer:
             return
         share = -(-len(prompts) // group.world)  # every process takes part in every forward pass
         own = [prompts[(group.rank * share + i) % len(prompts)] for i in range(share)]
-        rows = group.rows(sample_rows(self._score(own, self._complete(own, EVAL_STREAM))))
+        rollout = self._score(own, self._complete(own, EVAL_STREAM))
+        gold = None
+        if self.gold is not None:
+            records = [prompt.record for prompt in own]
+            ended = rollout.ended.tolist()
+            gold = self._together(self.gold)(records, rollout.completions, ended).total
+        rows = group.rows(sample_rows(rollout, gold))
         found = held_out_metrics(rows[: len(prompts)])
         place = {"step": self.progress.step, "rollout": self.progress.rollout}
         self.watch.log({**place, **found}, self.progress.step)
@@ -389,5 +431,6 @@ class PPOTrainer:
         return {
             "held_out": progress.held_out,
             "stopped": progress.stopped or None,
+            "warnings": progress.warnings,
             **reward_lineage(self.config),
         }

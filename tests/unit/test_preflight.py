@@ -265,13 +265,10 @@ def test_the_estimate_counts_what_is_trained(world):
 
 
 def test_the_reward_model_of_ppo(world):
-    if "reward_model" not in PPOStage.__dataclass_fields__:
-        pytest.fail("PPOStage lost reward_model")
-    from types import SimpleNamespace
-
-    asked = SimpleNamespace(reward_model=str(world / "base"))
+    lost = {"reward_model", "gold_reward_model"} - set(PPOStage.__dataclass_fields__)
+    assert not lost
     with pytest.raises(CheckpointError, match="needs a reward model"):
-        preflight.check_reward_model(asked, print)
+        preflight.check_reward_model(str(world / "base"), print)
 
 
 def test_exit_code_one_line_and_two_seconds(world):
