@@ -21,6 +21,7 @@ from scipy import stats as scipy_stats
 
 from align.errors import EvalError
 from align.evaluation import stats
+from align.evaluation.held_out import UNREWARDED, logged_rewards
 
 MARGIN = 0.03
 SIGNIFICANT = 0.05
@@ -269,7 +270,7 @@ def _pareto(
     stages: Sequence[str], folders: Mapping[str, Path], overall: Mapping[str, Entry]
 ) -> list[dict[str, Any]]:
     """Reward beside tax for each stage; only stages whose reward was measured have one."""
-    rewards = _rewards(next(iter(folders.values())).parent.parent)
+    rewards = logged_rewards(next(iter(folders.values())).parent.parent)
     points = []
     for stage in stages:
         entry = overall.get(f"{stages[0]}->{stage}")
@@ -279,23 +280,10 @@ def _pareto(
                 "name": stage,
                 "lost": 0.0 if entry is None else entry["tax"],
                 "lost_ci95": None if interval is None else [-interval[1], -interval[0]],
-                "reward": rewards.get(stage),
+                **rewards.get(stage, UNREWARDED),
             }
         )
     return points
-
-
-def _rewards(run: Path) -> dict[str, float]:
-    """Mean held-out score of PPO's start (the SFT policy) and of its end, from its log."""
-    path = run / "ppo" / "metrics.jsonl"
-    if not path.is_file():
-        return {}
-    lines = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
-    scores = [(x.get("step"), x["eval/score"]) for x in lines if x.get("eval/score") is not None]
-    if not scores:
-        return {}
-    start = {"sft": scores[0][1]} if scores[0][0] == 0 else {}
-    return {**start, "ppo": scores[-1][1]}
 
 
 def _same_items(before: Items, after: Items, task: str) -> None:

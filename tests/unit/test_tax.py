@@ -191,15 +191,21 @@ def test_reward_stands_beside_the_tax_where_it_was_measured(tmp_path):
     base = binary(0.7, 50, 0)
     first, rest = folders(tmp_path, base, sft=base, ppo=taxed(base, 0.3, 1))
     (tmp_path / "ppo").mkdir()
+    scores = {0: [-1.0, 0.0, -0.5, -0.5], 2: [9.0] * 4, 4: [1.5, 2.5, 1.9, 2.1]}
     lines = [
-        {"step": 0, "eval/score": -0.5},
-        {"step": 4, "kl": 0.1},
-        {"step": 9, "eval/score": 2.0},
+        {"rollout": rollout, "prompt": f"p{i}", "score": score}
+        for rollout, row in scores.items()
+        for i, score in enumerate(row)
     ]
-    (tmp_path / "ppo" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "ppo" / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
     points = {p["name"]: p for p in tax.alignment_tax(first, rest)["pareto"]}
     assert [points[s]["reward"] for s in ("base", "sft", "ppo")] == [None, -0.5, 2.0]
     assert points["ppo"]["lost"] > points["sft"]["lost"] == points["base"]["lost"] == 0
+    assert points["sft"]["gain"] is None
+    assert points["ppo"]["gain"] == 2.5
+    gains = tax.stats.paired(scores[4], scores[0])  # the same prompts
+    assert points["ppo"]["gain_ci95"] == pytest.approx(list(gains.ci95))
+    assert points["ppo"]["reward_ci95"][0] < 2.0 < points["ppo"]["reward_ci95"][1]
 
 
 def test_the_verdict_is_wrong_at_its_stated_rate():
