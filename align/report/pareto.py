@@ -73,11 +73,12 @@ def dot(number: float, ci95: Sequence[float] | None) -> Dot:
 
 
 def cells(point: Point, *, is_first: bool = False) -> list[str]:
-    """Lost, score, gain and prompts of a point."""
+    """Lost, score, gain and prompts of a point; a gain is counted from the first that has a score."""
+    gain = value(point.get("gain"), point.get("gain_ci95"))
     return [
         "0 (the start)" if is_first else value(point["lost"], point.get("lost_ci95")),
         value(point.get("reward"), point.get("reward_ci95"), signed=False),
-        value(point.get("gain"), point.get("gain_ci95")),
+        "–" if point.get("gain") is None and point.get("reward") is not None else gain,
         str(point.get("prompts") or "–"),
     ]
 

@@ -71,9 +71,8 @@ def ppo(plan: Plan, name: str, seed: int, **changes: Any) -> Path:
         "model_name_or_path": plan.run / "sft",
         "reward_model": plan.run / "reward",
         "output_dir": out,
-        "overwrite": "true",
+        "resume": "true",  # an interrupted benchmark goes on
         "seed": seed,
-        "save_steps": 10_000,
         "eval_steps": 0,
         **({"total_episodes": plan.episodes(0)} if plan.quick else {}),
         **changes,
@@ -214,7 +213,7 @@ def verifiable(plan: Plan) -> list[dict[str, Any]]:
         call("-m", "align.cli", "run", "quickstart", "--to", "sft", "--output", str(weak),
              "--set", steps)  # fmt: skip
     start = weak / "sft"
-    settings = {**VERIFIABLE, "model_name_or_path": start, "total_episodes": plan.episodes(6400)}
+    settings = {**VERIFIABLE, "model_name_or_path": start, "total_episodes": plan.episodes(5120)}
     made = [ppo(plan, "verifiable", seed, **settings) for seed in plan.seeds]
     suite = "quickstart_sums"
     before, after = evaluated(plan, start, suite), [evaluated(plan, m, suite) for m in made]
@@ -223,7 +222,7 @@ def verifiable(plan: Plan) -> list[dict[str, Any]]:
     ours, peer = [level([f]) for f in after], level([before])
     holds = all(e["value"] >= GOAL and e["ci95"][0] > 0 for e in each)
     text = "sums solved on held-out items, PPO with a verifiable reward minus SFT"
-    setting = "SFT of the quickstart stopped after 120 steps, 6,400 episodes, exact_match, greedy"
+    setting = "SFT of the quickstart stopped after 120 steps, 5,120 episodes, exact_match, greedy"
     ratios = [o / max(peer, 1e-9) for o in ours]
     return [claim("verifiable", text, found, plan, holds, ratios, ours, peer, setting)]
 
@@ -316,7 +315,9 @@ def trl(plan: Plan) -> list[dict[str, Any]]:
         rows.append(judge.at_equal_kl(mine, theirs))
         say(f"trl, seed {seed}: {json.dumps({k: v for k, v in rows[-1].items() if k != 'at'})}")
     pooled = {name: judge.pooled(name, [row["at"] for row in rows]) for name in ("score", "gold")}
-    gains = [[row[who]["score"] - start.score for row in rows] for who in ("ours", "trl")]
+    gains = [
+        [row["at_equal_kl"][who]["score"] - start.score for row in rows] for who in ("ours", "trl")
+    ]
     ratios = [a / b for a, b in zip(*gains, strict=True)]
     found = {
         **pooled["score"],

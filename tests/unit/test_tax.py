@@ -208,6 +208,29 @@ def test_reward_stands_beside_the_tax_where_it_was_measured(tmp_path):
     assert points["ppo"]["reward_ci95"][0] < 2.0 < points["ppo"]["reward_ci95"][1]
 
 
+def test_the_mean_of_tasks_on_the_same_items_is_no_surer_than_one_of_them(tmp_path):
+    base = binary(0.7, 200, 0)
+    after = taxed(base, 0.2, 1)
+    scores = {"base": base, "sft": after}
+    stderr = {}
+    for data in ("same", "own"):
+        for stage in ("base", "sft"):
+            folder = tmp_path / data / "eval" / stage
+            items = rows([{"exact_match": x} for x in scores[stage]])
+            write(folder, {"sums": items, "fewshot": items})
+            results = json.loads((folder / "results.json").read_text())
+            for name, entry in results["tasks"].items():
+                entry["data_sha256"] = data if data == "same" else name
+            (folder / "results.json").write_text(json.dumps(results))
+        made = tax.alignment_tax(
+            tmp_path / data / "eval" / "base", {"sft": tmp_path / data / "eval" / "sft"}
+        )
+        one = made["pairs"]["base->sft"]["sums"]
+        stderr[data] = made["overall"]["base->sft"]["stderr"] / one["stderr"]
+    assert stderr["same"] == pytest.approx(1, abs=0.03)
+    assert stderr["own"] == pytest.approx(0.5**0.5, abs=0.03)
+
+
 def test_the_verdict_is_wrong_at_its_stated_rate():
     """Without any true change, tax or gain is said in about 5% of draws at most."""
     rng = np.random.default_rng(3)

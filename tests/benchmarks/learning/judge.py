@@ -77,9 +77,9 @@ class Judge:
         )
         said = texts(done, self.tokenizer)
         asked = [p.record["prompt"] for p in prompts]
-        verdict.scores += self.scorer(asked, said, done.ended.tolist()).tolist()
-        verdict.golds += gold.gold(asked, said, [p.record for p in prompts])
-        verdict.kls += self._kl(lm, join(prompts, done, pad)).tolist()
+        verdict.scores.extend(self.scorer(asked, said, done.ended.tolist()).tolist())
+        verdict.golds.extend(gold.gold(asked, said, [p.record for p in prompts]))
+        verdict.kls.extend(self._kl(lm, join(prompts, done, pad)).tolist())
 
     def _kl(self, lm: Any, sequences: Sequences) -> torch.Tensor:
         """(B,) nats a completion."""
@@ -96,16 +96,19 @@ class Judge:
     # ------------------------------------------------------------ equal KL
 
     def at_equal_kl(self, ours: Path, theirs: Path) -> dict[str, Any]:
-        """Both as they are, and the one that went farther averaged with SFT to the other's KL."""
+        """Both as they are, and both averaged with SFT back to one KL.
+
+        That KL is half of the smaller one, so that both are averages: walking back alone would be
+        an advantage (2309.06256).
+        """
         models = {"ours": load_causal(str(ours)).model, "trl": load_causal(str(theirs)).model}
         ends = {name: self.of(model) for name, model in models.items()}
-        far = max(ends, key=lambda name: ends[name].kl)
-        near = "trl" if far == "ours" else "ours"
-        alpha, back = self._walk_back(models[far], ends[far], ends[near].kl)
-        at = {near: ends[near], far: back}
+        kl = min(end.kl for end in ends.values()) / 2
+        back = {name: self._walk_back(models[name], ends[name], kl) for name in models}
+        at = {name: verdict for name, (_, verdict) in back.items()}
         return {
             **{name: verdict.summary() for name, verdict in ends.items()},
-            "walked_back": {"who": far, "alpha": round(alpha, 4)},
+            "alpha": {name: round(alpha, 4) for name, (alpha, _) in back.items()},
             "at_equal_kl": {name: verdict.summary() for name, verdict in at.items()},
             "at": at,
         }
