@@ -73,7 +73,7 @@ def dot(number: float, ci95: Sequence[float] | None) -> Dot:
 
 
 def cells(point: Point, *, is_first: bool = False) -> list[str]:
-    """Lost, score, gain and prompts of a point; a gain is counted from the first that has a score."""
+    """Lost, score, gain and prompts of a point; gains count from the first with a score."""
     gain = value(point.get("gain"), point.get("gain_ci95"))
     return [
         "0 (the start)" if is_first else value(point["lost"], point.get("lost_ci95")),
