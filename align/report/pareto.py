@@ -34,17 +34,19 @@ def averages(run: Run) -> str:
     points = run.sweep["points"]
     named = [{**p, "name": f"α = {p['alpha']:g}"} for p in points]
     picture = plane(named, "Averages of two checkpoints", [])
-    columns = ["α", f"lost against {last_part(run.sweep['baseline'])}", "mean score"]
-    rows = [[*columns, "gain over α = 0", "prompts", "bought back", "on the front"]]
+    lost = f"lost against {last_part(run.sweep['baseline'])}"
+    rows = [["α", lost, "mean score", "gain over α = 0", "bought back", "front"]]
     for p in points:
-        back = value(p["bought_back"], p["bought_back_ci95"])
+        back = "–" if p["alpha"] == 1 else value(p["bought_back"], p["bought_back_ci95"])
         front = {True: "yes", False: "no", None: "–"}[p["on_front"]]
-        rows.append([f"{p['alpha']:g}", *cells(p), back, front])
+        rows.append([f"{p['alpha']:g}", *cells(p)[:-1], back, front])
+    asked = points[0]["prompts"]
+    scored = f" Scores: {asked} held-out prompts." if asked else ""
     return (
         f"<h3>Weights between {escape(last_part(run.sweep['first']))} (α = 0) and "
         f"{escape(last_part(run.sweep['second']))} (α = 1)</h3><p>Bought back: what α = 1 lost "
-        "against this average, item by item. On the front: no other α has more reward for no more "
-        f'loss.</p>{picture}<div class="wide">{html_table(rows)}</div>'
+        "against this average, item by item. Front: no other α has more reward for no more "
+        f'loss.{scored}</p>{picture}<div class="wide">{html_table(rows)}</div>'
     )
 
 
