@@ -239,7 +239,7 @@ def _eval_parser() -> Parser:
     parser.add_argument("--gate", action="append", default=[], help='e.g. "tax<1.0pp"; else exit 1')
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     sweep = parser.add_argument_group("weight averages of --model (α = 1) and another (α = 0)")
-    sweep.add_argument("--average-with", type=Path, metavar="M", help="checkpoint at α = 0: SFT")
+    sweep.add_argument("--average-with", metavar="M", help="checkpoint at α = 0: SFT")
     sweep.add_argument("--alpha", type=_alpha, action="append", help="default 0.25, 0.5, 0.75")
     sweep.add_argument("--reward-model", metavar="M", help="scores answers to held-out prompts")
     return parser
@@ -280,16 +280,17 @@ def _sweep(options: argparse.Namespace) -> None:
     from align.evaluation.held_out import held_out
     from align.evaluation.look import look
 
-    model = Path(options.model or newest_checkpoint())
-    for name in (str(model), str(options.average_with), options.baseline[0]):
+    names = [options.average_with, options.model or newest_checkpoint()]
+    for name in (*names, options.baseline[0]):
         look(name, options.suite, options.include_path)
+    first, model = map(_checkpoint_folder, names)
     in_run = (model.parent / "recipe.yaml").is_file()
     output = options.output or (model.parent / "eval" if in_run else _eval_folder(str(model)))
     asked = held_out(model) if options.reward_model else None
     from align.evaluation import sweep
 
     found = sweep.sweep(
-        options.average_with,
+        first,
         model,
         options.baseline[0],
         output,
@@ -307,6 +308,20 @@ def _sweep(options: argparse.Namespace) -> None:
     )
     print(json.dumps(found, indent=1, allow_nan=False) if options.json else sweep.table(found))
     print(f"sweep: {_shown(output / sweep.FILE)}", file=sys.stderr)
+
+
+def _checkpoint_folder(name: str) -> Path:
+    """Where a checkpoint's files are.
+
+    Raises:
+        ConfigError: not on this machine.
+    """
+    from align import checkpoint
+
+    folder = checkpoint.local_folder(name)
+    if folder is None:
+        raise ConfigError(f"{name} is not on this machine; averages are made of local files")
+    return folder
 
 
 def _positive(text: str) -> int:
