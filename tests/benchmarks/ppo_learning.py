@@ -232,7 +232,7 @@ def no_kl(plan: Plan) -> list[dict[str, Any]]:
     sft = evaluated(plan, plan.run / "sft")
     rows = []
     for name, text, changes in (
-        ("no_kl", "tax of PPO without KL penalty, budget and PPO-ptx against SFT", over(plan)),
+        ("no_kl", "tax of PPO without KL penalty, budget and PPO-ptx against SFT", NO_KL),
         ("default", "tax of the default run against SFT", {}),
     ):
         made = [evaluated(plan, ppo(plan, name, seed, **changes)) for seed in plan.seeds]
@@ -244,11 +244,6 @@ def no_kl(plan: Plan) -> list[dict[str, Any]]:
         ratios = [o / peer for o in ours]
         rows.append(claim(name, text, found, plan, holds, ratios, ours, peer, setting))
     return rows
-
-
-def over(plan: Plan) -> dict[str, Any]:
-    """Settings of the over-optimised run."""
-    return {**NO_KL, "total_episodes": plan.episodes(6144)}
 
 
 def ptx(plan: Plan) -> list[dict[str, Any]]:
@@ -272,7 +267,7 @@ def average(plan: Plan) -> list[dict[str, Any]]:
 
     sft, halves, ends = plan.run / "sft", [], []
     for seed in plan.seeds:
-        end = ppo(plan, "no_kl", seed, **over(plan))
+        end = ppo(plan, "no_kl", seed, **NO_KL)
         half = plan.work / f"half-{seed}"
         if not half.exists():
             averaging.average(sft, end, 0.5, half)
