@@ -199,6 +199,17 @@ def portable(value: Any, home: Path) -> Any:
     return value
 
 
+def located(value: Any, home: Path) -> Any:
+    """The other way round: what `portable` wrote, as paths that can be opened from anywhere."""
+    if isinstance(value, dict):
+        return {located(k, home): located(v, home) for k, v in value.items()}
+    if isinstance(value, list):
+        return [located(v, home) for v in value]
+    if isinstance(value, str) and value.startswith(".") and (home / value).exists():
+        return os.path.normpath(home.absolute() / value)
+    return value
+
+
 def begin_run(config: Any) -> Path | None:
     """Make the output directory ready; return the checkpoint to resume from, if there is one.
 

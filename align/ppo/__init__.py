@@ -11,6 +11,7 @@ rollout         completions, scores, log-probabilities and values of a batch
 build           from a config to networks and rewards
 models          policy, value model and reference, as copies or on one backbone
 rewards         reward model, Python functions, a server, weighted sums; checks on them
+rules           rewards that need no model: final answer, format, length
 remote          JSON over HTTP with retries
 control         data order, learning-rate schedule, KL coefficient
 accelerator     processes, precision, optimizer

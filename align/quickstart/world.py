@@ -29,6 +29,7 @@ __all__ = [
     "preference_records",
     "prompt_records",
     "split_of",
+    "sum_prompt_records",
     "toxicity_records",
     "write_items",
 ]
@@ -150,7 +151,13 @@ def _off_topic(world: World, rng: Random, split: Split) -> Record:
             return {**asked, "rejected": other["chosen"], "kind": "off_topic"}
 
 
-def prompt_records(world: World, n: int, seed: int, split: Split = "train") -> list[Record]:
+def prompt_records(
+    world: World,
+    n: int,
+    seed: int,
+    split: Split = "train",
+    shares: dict[str, float] = PROMPT_SHARES,
+) -> list[Record]:
     """N prompts {prompt, kind[, answer]}; a sum has its answer, so that a rule can reward it."""
 
     def draw(rng: Random, kind: str) -> Record:
@@ -158,7 +165,12 @@ def prompt_records(world: World, n: int, seed: int, split: Split = "train") -> l
         answer = {"answer": record["answer"]} if kind == "sums" else {}
         return {"prompt": record["prompt"], "kind": kind, **answer}
 
-    return _distinct(draw, Random(f"prompt-{split}-{seed}"), n, PROMPT_SHARES)
+    return _distinct(draw, Random(f"prompt-{split}-{seed}"), n, shares)
+
+
+def sum_prompt_records(world: World, n: int, seed: int, split: Split = "train") -> list[Record]:
+    """Sums alone, each with its answer: what a rule can reward."""
+    return prompt_records(world, n, seed, split, {"sums": 1.0})
 
 
 def toxicity_records(world: World, n: int, seed: int, split: Split = "train") -> list[Record]:
