@@ -31,7 +31,7 @@ def test_alpha_goes_from_the_first_to_the_second(tmp_path, alpha, expected):
     assert torch.equal(weights, torch.full((3, 2), expected))
     lineage = json.loads((made / "lineage.json").read_text())
     assert lineage["alpha"] == alpha
-    assert [p["path"] for p in lineage["averaged"]] == [str(sft), str(ppo)]
+    assert [p["path"] for p in lineage["averaged"]] == ["../sft", "../ppo"]
     assert lineage["parent"] == lineage["averaged"][1]
     assert "weights_sha256" not in lineage
     assert averaging.is_average_of(made, sft, ppo, alpha)
