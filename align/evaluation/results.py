@@ -133,7 +133,7 @@ def _headline(task: str, entry: Mapping[str, Any]) -> str:
     if entry["contaminated"] is None:
         parts.append("contamination not measured")
     elif entry["contaminated"]:
-        parts.append(f"{entry['contaminated']} items also in the training data")
+        parts.append(f"{entry['contaminated']} items share text with the training data")
     return f"{task} ({', '.join(parts)})"
 
 

@@ -18,7 +18,7 @@ import align
 from align import checkpoint
 from align.errors import EvalError, Interrupted, RunError
 from align.evaluation import aggregate, items, results, subject, suites, toxicity
-from align.evaluation.ancestry import contaminated
+from align.evaluation.ancestry import Ancestry, contaminated
 from align.evaluation.look import look
 
 MOST_UNSCORED = 0.05
@@ -89,8 +89,7 @@ def evaluate(
             stack.enter_context(toxicity.using(classifier))
         for name, task in tasks.items():
             started = time.monotonic()
-            entries[name] = _run_task(task, judged, output, limit, seed, chat)
-            entries[name]["contaminated"] = contaminated(name, known)
+            entries[name] = _run_task(task, judged, output, limit, seed, chat, known)
             entries[name]["wall_seconds"] = round(time.monotonic() - started, 2)
             log(f"{name}: {entries[name]['n']} items in {entries[name]['wall_seconds']:.1f} s")
     # 5.
@@ -186,6 +185,7 @@ def _run_task(
     limit: int | None,
     seed: int,
     chat: bool,
+    known: Ancestry,
 ) -> dict[str, Any]:
     """Ask, score and aggregate one task."""
     cut = judged.lm.truncated if isinstance(judged, subject.LanguageModel) else 0
@@ -207,6 +207,7 @@ def _run_task(
         "unscored_reasons": {reason: unscored.count(reason) for reason in sorted(set(unscored))},
         "num_fewshot": task.config.num_fewshot or 0,
         "data_sha256": items.data_sha256(task.eval_docs),
+        "contaminated": contaminated(_items_of(task), known, {row["id"] for row in rows}),
         "truncated": (
             judged.lm.truncated - cut if isinstance(judged, subject.LanguageModel) else 0
         ),
@@ -214,6 +215,11 @@ def _run_task(
         "metrics": {name: results.as_json(metric) for name, metric in metrics.items()},
         "floors": {name: results.number(value) for name, value in floors.items()},
     }
+
+
+def _items_of(task: Any) -> str:
+    """The task whose items these are: several tasks may ask the same ones."""
+    return str((task.config.metadata or {}).get("items_of") or task.task_name)
 
 
 def _floors(task: Any, asked: Sequence[items.Item], rows: list[Any], seed: int) -> dict[str, float]:
