@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import align
 from align import checkpoint
 from align.errors import EvalError, Interrupted, RunError
-from align.evaluation import aggregate, items, results, subject, suites, toxicity
+from align.evaluation import aggregate, items, judges, results, subject, suites, toxicity
 from align.evaluation.ancestry import Ancestry, contaminated
 from align.evaluation.look import look
 
@@ -81,6 +81,7 @@ def evaluate(
     cache = output / ".cache" if output is not None else None
     judged = subject.load(model, info, cache=cache, seed=seed, batch_size=batch_size)
     classifier = _classifier(tasks, toxicity_model)
+    judged_by = judges.of_tasks(tasks, classifier, cache)
     # 4.
     entries = {}
     with _interruptible(output), ExitStack() as stack:
@@ -90,6 +91,7 @@ def evaluate(
         for name, task in tasks.items():
             started = time.monotonic()
             entries[name] = _run_task(task, judged, output, limit, seed, chat, known)
+            entries[name]["judges"] = judges.brief(judged_by.get(name, {}))
             entries[name]["wall_seconds"] = round(time.monotonic() - started, 2)
             log(f"{name}: {entries[name]['n']} items in {entries[name]['wall_seconds']:.1f} s")
     # 5.
@@ -102,7 +104,12 @@ def evaluate(
             "seed": seed,
             "limit": limit,
             "chat_template": chat,
-            "toxicity_classifier": toxicity.describe(classifier) if classifier else None,
+            "toxicity_classifier": (
+                toxicity.describe(classifier) | {"error": judges.by_data(judged_by)}
+                if classifier
+                else None
+            ),
+            "refusal_detector": judges.by_data(judged_by, "refusal detector"),
         },
         "tasks": entries,
         "missing": [gone._asdict() for gone in missing],
