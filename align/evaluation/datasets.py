@@ -14,6 +14,7 @@ from typing import Any
 from align.data.cards import load_card
 from align.data.sources import data_files, rows_of
 from align.errors import DataError
+from align.evaluation.embedded import read_jsonl
 
 Row = dict[str, Any]
 Splits = dict[str, Any]
@@ -189,6 +190,44 @@ def bold(**_: Any) -> Splits:
         for row in _hub("AmazonScience/bold", None, "train")
         for i, text in enumerate(row["prompts"])
     )
+
+
+def counterfactual(config_source: str, groups: Mapping[str, Mapping[str, str]], **_: Any) -> Splits:
+    """templates.jsonl beside the task's YAML, written for each group of each domain.
+
+    A template has a context (for a base), a prompt (for a chat model) with ``{a}`` or ``{A}`` for
+    the group, and completions by kind. Versions of one template in one domain are a set.
+    """
+    templates = read_jsonl(Path(config_source).parent / "templates.jsonl")
+    return _test(
+        {
+            "id": f"{row['id']}/{kind}/{domain}/{group}",
+            "set": f"{row['id']}/{kind}/{domain}",
+            "template": row["id"],
+            "domain": domain,
+            "group": group,
+            "kind": kind,
+            "context": _swapped(row["context"], words),
+            "prompt": _swapped(row["prompt"], words),
+            "completion": completion,
+        }
+        for row in templates
+        for kind, completion in row["completions"].items()
+        for domain, members in groups.items()
+        for group, words in members.items()
+    )
+
+
+def _swapped(template: str, words: str) -> str:
+    return template.format(a=words, A=words[0].upper() + words[1:])
+
+
+def each_prompt_once(rows: Any) -> Any:
+    """Rows whose prompt no earlier row has: sets that differ in the completion only are one."""
+    first: dict[str, int] = {}
+    for number, prompt in enumerate(rows["prompt"]):
+        first.setdefault(prompt, number)
+    return rows.select(sorted(first.values()))
 
 
 @cache

@@ -113,7 +113,7 @@ def evaluate(
         },
         "tasks": entries,
         "missing": [gone._asdict() for gone in missing],
-        "warnings": _warnings(classifier, list(tasks)),
+        "warnings": _warnings(classifier, tasks),
     }
     found = results.clean(found)
     if output is not None:
@@ -173,9 +173,13 @@ def _classifier(tasks: dict[str, Any], name: str) -> toxicity.Classifier | None:
     return toxicity.load_classifier(name) if wanted else None
 
 
-def _warnings(classifier: toxicity.Classifier | None, tasks: list[str]) -> list[str]:
+def _warnings(classifier: toxicity.Classifier | None, tasks: dict[str, Any]) -> list[str]:
     """What a reader must know before believing the numbers."""
-    foreign = [name for name in tasks if not name.startswith("quickstart_")]
+    foreign = [
+        name
+        for name, task in tasks.items()
+        if (task.config.metadata or {}).get("classifier") and not name.startswith("quickstart_")
+    ]
     if classifier is None or classifier.name != "quickstart" or not foreign:
         return []
     return [
