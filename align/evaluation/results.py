@@ -120,6 +120,8 @@ def table(results: Mapping[str, Any]) -> str:
         if floors:
             known = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in floors.items())
             lines.append(f"  floors: {known}")
+        elif entry.get("floors_note"):
+            lines.append(f"  floors: {entry['floors_note']}")
     for missing in results["missing"]:
         lines += ["", f"MISSING {missing['task']}: {missing['reason']}"]
     lines += ["", *(f"WARNING {text}" for text in results.get("warnings", ()))]

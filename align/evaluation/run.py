@@ -209,7 +209,7 @@ def _run_task(
     if output is not None:
         results.write_jsonl(items.item_file(output, task.task_name), rows)
     metrics = aggregate.metrics_of(task, rows)
-    floors = _floors(task, asked, rows, seed)
+    floors, why_none = _floors(task, asked, rows, seed)
     unscored = [row["unscored_reason"] for row in rows if row["unscored_reason"] is not None]
     return {
         "version": (task.config.metadata or {}).get("version", task.VERSION),
@@ -225,6 +225,7 @@ def _run_task(
         "main": (task.config.metadata or {}).get("main") or next(iter(metrics), None),
         "metrics": {name: results.as_json(metric) for name, metric in metrics.items()},
         "floors": {name: results.number(value) for name, value in floors.items()},
+        "floors_note": why_none,
     }
 
 
@@ -233,12 +234,31 @@ def _items_of(task: Any) -> str:
     return str((task.config.metadata or {}).get("items_of") or task.task_name)
 
 
-def _floors(task: Any, asked: Sequence[items.Item], rows: list[Any], seed: int) -> dict[str, float]:
-    """Floors of a multiple-choice task, none for others."""
-    if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
-        return {}
+def _floors(
+    task: Any, asked: Sequence[items.Item], rows: list[Any], seed: int
+) -> tuple[dict[str, float], str | None]:
+    """Floors of a task with choices, and why there are none for others."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        how = "generated" if task.OUTPUT_TYPE == "generate_until" else "predicted"
+        return {}, f"none: the answers are {how}, there are no choices to draw from"
     choices = [task.doc_to_choice(item.doc) if item.instances else [] for item in asked]
-    return aggregate.floors_of(task, rows, choices, seed)
+    if max(map(len, choices), default=0) < 2:
+        return {}, "none: one completion an item, there are no choices to draw from"
+    if task.multiple_input:  # lm-eval has the right choice where the prompt is elsewhere
+        known = [{**r, "gold": task.doc_to_text(i.doc)} for r, i in zip(rows, asked, strict=True)]
+        return _said(aggregate.floors_of(task, known, choices, seed))
+    main = (task.config.metadata or {}).get("main")
+    found = {}
+    if main in (None, *aggregate.SHARES):
+        found = aggregate.floors_of(task, rows, choices, seed)
+    if not found and main is not None and task.config.process_results is not None:
+        docs = [item.doc for item in asked]
+        found = aggregate.floors_by_scorer(task, docs, rows, choices, seed)
+    return _said(found)
+
+
+def _said(floors: dict[str, float]) -> tuple[dict[str, float], str | None]:
+    return floors, None if floors else "none: too few items, or the same choice is always right"
 
 
 def _lineage(model: str, info: Any) -> dict[str, Any]:
