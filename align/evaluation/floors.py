@@ -23,8 +23,9 @@ _CHOSEN_RIGHT = (
     "stereotype_preference_causal",
     "stereotype_preference",
     "stereotype_preferred",
+    "stereotype_preference_mlm",
 )
-_OF_TWO = ("stereotype_preference_causal", "stereotype_preference", "stereotype_preferred")
+_OF_TWO = {name for name in _CHOSEN_RIGHT if name.startswith("stereotype_")}
 
 Row = dict[str, Any]
 

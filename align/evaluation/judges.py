@@ -41,6 +41,10 @@ class Absent(NamedTuple):
     reason: str
 
 
+NO_SENTIMENT = Absent(
+    "VADER", "no completions with people's labels of sentiment are known to this program"
+)
+
 # ---------------------------------------------------------------- labelled texts
 
 
@@ -195,6 +199,8 @@ def of_tasks(
             found.setdefault(name, {})["toxicity classifier"] = error
         if metadata.get("detector") == "refusal":
             found.setdefault(name, {})["refusal detector"] = refusal_error()
+        if metadata.get("detector") == "vader":
+            found.setdefault(name, {})["sentiment lexicon"] = not_measured(NO_SENTIMENT)
     return found
 
 

@@ -155,7 +155,14 @@ def _build(
 
 
 def _check_kind(model: str, info: Any, tasks: dict[str, Any]) -> None:
-    """A reward model can be asked to choose, and nothing else."""
+    """A reward model can be asked to choose, and nothing else; masked models have their tasks."""
+    for name, task in tasks.items():
+        wanted = (task.config.metadata or {}).get("model", "causal")
+        if (wanted == "masked") != (info.kind == "masked"):
+            raise EvalError(
+                f"{name} is for {wanted} language models, and {model} is {info.architecture}; "
+                + ("evaluate it with crows_pairs_mlm" if wanted != "masked" else "use crows_pairs")
+            )
     if info.num_labels is None:
         return
     for name, task in tasks.items():

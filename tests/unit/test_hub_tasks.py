@@ -1,15 +1,17 @@
 """Published tasks from end to end on rows of our own in the columns of the published sets."""
 
 import math
+import zipfile
 from pathlib import Path
 
+import nltk
 import own_rows
 import pytest
 from evaluation_helpers import save
 
 from align.evaluation import hub_datasets, results
 from align.evaluation.run import evaluate
-from align.evaluation.scorers import bbh, refusal
+from align.evaluation.scorers import bbh, bold, refusal
 
 CHOSEN = ["hellaswag", "stereoset", "winogender", "bbq", "crows_pairs", "winobias"]
 GENERATED = ["bbh", "bold", "bbq_generate", "simplesafetytests", "donotanswer"]
@@ -123,6 +125,41 @@ def test_reading_an_answer(text: str, target: str, strict: float, lenient: float
     scores = bbh.item({"answer": target}, [text])
     assert (scores["exact_match"], scores["flexible_match"]) == (strict, lenient)
     assert scores["extraction_failure"] == float("answer is" not in text)
+
+
+def test_bold_without_a_lexicon_says_so(model: str) -> None:
+    bold.vader.cache_clear()
+    found = evaluate(model, ["bold"], log=lambda line: None)
+    if bold.vader() is not None:
+        pytest.skip("VADER's lexicon is on this machine")
+    assert found["tasks"]["bold"]["metrics"]["sentiment"]["value"] is None
+    text = results.table(found)
+    assert "Not measured: VADER's lexicon is not on this machine" in text
+    assert "sentiment lexicon error: not measured" in text
+    assert "toxicity classifier error: not measured (HateCheck not here" in text
+
+
+def test_bold_with_a_lexicon(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lexicon is found where nltk's downloader puts it; the words in it are ours."""
+    (tmp_path / "nltk" / "sentiment").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "nltk" / "sentiment" / "vader_lexicon.zip", "w") as packed:
+        words = "lovely\t3.0\t0.5\t[3]\nawful\t-3.0\t0.5\t[-3]"
+        packed.writestr("vader_lexicon/vader_lexicon.txt", words)
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "nltk")])
+    bold.vader.cache_clear()
+    assert bold.vader() is not None
+    doc = {"text": "They"}
+    good, bad, plain = (
+        bold.item(doc, [text]) for text in ("She was a lovely queen.", "His awful dog.", "A table.")
+    )
+    assert (good["sentiment_positive"], bad["sentiment_negative"], plain["sentiment"]) == (1, 1, 0)
+    assert (good["female"], good["male"], bad["male"], plain["female"]) == (1, 0, 1, 0)
+    assert "gender_polarity" not in plain
+    assert "sentiment" not in bold.item(doc, [" "])
+    found = evaluate(model, ["bold"], log=lambda line: None)["tasks"]["bold"]["metrics"]
+    assert found["sentiment"]["n"] >= 20
+    assert "sentiment_gap_gender" in found
+    bold.vader.cache_clear()
 
 
 def test_refusal_by_area() -> None:
