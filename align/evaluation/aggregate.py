@@ -5,13 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from align.errors import EvalError
 from align.evaluation.results import Metric
 from align.evaluation.stats import mean_with_ci
 
 Rows = Sequence[Mapping[str, Any]]
 RESAMPLES = 200
-MOST_REPEATS = 20
+MOST_REPEATS, MOST_FLOOR = 20, 1000  # draws of a random scorer; items of a floor
 SHARES = ("acc", "acc_norm", "accuracy")  # main metrics of which floors_of is the floor
 
 
@@ -145,6 +147,7 @@ def floors_by_scorer(
         for doc, row, options in zip(docs, rows, choices, strict=True)
         if len(row.get("loglikelihoods", ())) == len(options) > 1 and not row["unscored_reason"]
     ]
+    usable = _some_clusters(usable)
     main = str((task.config.metadata or {}).get("main"))
     rng = Random(f"floors-{seed}")
 
@@ -173,8 +176,17 @@ def floors_by_scorer(
     return {name: number for name, number in found.items() if number is not None}
 
 
+def _some_clusters(usable: list[Any]) -> list[Any]:
+    """Whole clusters of about MOST_FLOOR items: a floor needs no more."""
+    clusters = dict.fromkeys(row["cluster"] for _, row, _ in usable)
+    order = {cluster: number for number, cluster in enumerate(clusters)}
+    step = 1 + len(usable) // MOST_FLOOR
+    return [entry for entry in usable if order[entry[1]["cluster"]] % step == 0]
+
+
 def _rescored(task: Any, doc: Any, likelihoods: Sequence[float]) -> dict[str, Any]:
-    scores = task.process_results(doc, [(value, False) for value in likelihoods])
+    with np.errstate(divide="ignore", invalid="ignore"):  # lm-eval divides by empty choices' length
+        scores = task.process_results(doc, [(value, False) for value in likelihoods])
     return {name: value if value == value else None for name, value in scores.items()}
 
 

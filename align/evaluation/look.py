@@ -25,7 +25,9 @@ def look(model: str, suites_or_tasks: Sequence[str], include: Path | None) -> Lo
         EvalError: unknown suite, task or file.
     """
     path = checkpoint.resolve(model)
-    masked = checkpoint.is_masked(path)
-    info = checkpoint.inspect_checkpoint(path, expect="masked" if masked else None)
+    if checkpoint.is_masked(path):
+        info = checkpoint.inspect_checkpoint(path, expect="masked")
+    else:
+        info = checkpoint.inspect_checkpoint(path)
     known = ancestry(model)
     return Looked(info, known, suites.resolve(suites_or_tasks, known.world, include))

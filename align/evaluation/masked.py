@@ -61,8 +61,9 @@ class MaskedModel:
     def answer(self, requests: Sequence[Any]) -> list[Any]:
         """(pseudo-log-likelihood, False) of each sentence beside the one it is compared with."""
         for request in requests:
-            if self.responses.get(*request.key()) is None:
+            kind, arguments = request.key()
+            if self.responses.get(kind, arguments) is None:
                 sentence, _, other = request.continuation.partition(BOTH)
                 score = pseudo_loglikelihood(self.model, self.tokenizer, sentence, other)
-                self.responses.add_partial(*request.key(), (score, False))
+                self.responses.add_partial(kind, arguments, (score, False))
         return [self.responses.get(*request.key()) for request in requests]

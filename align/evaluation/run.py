@@ -258,7 +258,7 @@ def _floors(
     found = {}
     if main in (None, *aggregate.SHARES):
         found = aggregate.floors_of(task, rows, choices, seed)
-    if not found and main is not None and task.config.process_results is not None:
+    if not found and main is not None:
         docs = [item.doc for item in asked]
         found = aggregate.floors_by_scorer(task, docs, rows, choices, seed)
     return _said(found)

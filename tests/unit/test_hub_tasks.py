@@ -3,13 +3,14 @@
 import math
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import nltk
 import own_rows
 import pytest
 from evaluation_helpers import save
 
-from align.evaluation import hub_datasets, results
+from align.evaluation import aggregate, hub_datasets, results
 from align.evaluation.run import evaluate
 from align.evaluation.scorers import bbh, bold, refusal
 
@@ -160,6 +161,48 @@ def test_bold_with_a_lexicon(model: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert found["sentiment"]["n"] >= 20
     assert "sentiment_gap_gender" in found
     bold.vader.cache_clear()
+
+
+class Pairs:
+    """A task whose right choice is always the first, with a scorer of its own."""
+
+    class config:
+        metadata: ClassVar = {"main": "first"}
+        metric_list: ClassVar = [{"metric": "first", "higher_is_better": True}]
+
+    def aggregation(self):
+        return {"first": None}
+
+    def higher_is_better(self):
+        return {"first": True}
+
+    def process_results(self, doc, results):
+        return {"first": float(results[0][0] > results[1][0])}
+
+
+def test_floors_go_through_the_tasks_own_scorer() -> None:
+    """The first choice is the longer one in three of four items, and the model always takes it."""
+    choices = [("longer", "short") if i % 4 else ("short", "longer") for i in range(200)]
+    rows = [
+        {
+            "id": str(i),
+            "cluster": str(i // 2),
+            "loglikelihoods": [-1.0, -2.0],
+            "unscored_reason": None,
+            "scores": {"first": 1.0},
+            "meta": {},
+        }
+        for i in range(200)
+    ]
+    found = aggregate.floors_by_scorer(Pairs(), [{}] * 200, rows, choices, 0)
+    assert found["random"] == pytest.approx(0.5, abs=0.05)
+    assert found["longest_answer"] == 0.75
+    assert found["permuted_labels"] == pytest.approx(0.5, abs=0.12)
+    many = [(None, row, [1, 2]) for row in rows] * 20
+    kept = aggregate._some_clusters(many)
+    assert 500 < len(kept) < 1500
+    for cluster in {row["cluster"] for _, row, _ in kept}:
+        assert sum(row["cluster"] == cluster for _, row, _ in kept) == 40  # whole ones
 
 
 def test_refusal_by_area() -> None:
