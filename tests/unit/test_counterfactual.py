@@ -48,6 +48,14 @@ def test_a_set_that_lacks_a_group_does_not_count() -> None:
     assert counterfactual.metrics(rows)["likelihood_difference"].ci95 is None  # one set
 
 
+def test_a_set_with_two_of_three_groups_does_not_count_either() -> None:
+    rows = [row("1", g, v) for g, v in (("a", 1), ("b", 0), ("c", 0))]
+    rows += [row("2", "a", 9), row("2", "b", 0), row("2", "c", None)]
+    found = counterfactual.metrics(rows)
+    assert found["likelihood_difference"].value == pytest.approx(2 / 3)
+    assert found["likelihood_difference"].n == 1
+
+
 def test_clusters_widen_the_interval() -> None:
     sets = [(str(i), 3.0 * (i % 2)) for i in range(20)]
 
