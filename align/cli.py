@@ -218,7 +218,7 @@ def _eval_parser() -> Parser:
     parser.add_argument("--num-fewshot", type=_shots, help="worked examples (default: the task's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling and choice of items")
     parser.add_argument("--batch-size", type=_batch_size, default="auto", help="number or auto")
-    parser.add_argument("--toxicity-model", default="quickstart", help="toxicity classifier")
+    parser.add_argument("--toxicity-model", default="quickstart", help="or Hub id[#LABEL]")
     parser.add_argument("--include-path", type=Path, help="folder with task YAMLs of your own")
     parser.add_argument("--allow-missing", action="store_true", help="go on without missing data")
     parser.add_argument("--gate", action="append", default=[], help='e.g. "tax<1.0pp"; else exit 1')

@@ -342,7 +342,8 @@ class EvalStage:
     batch_size: int | Literal["auto"] = "auto"
     """Sequences in one forward pass."""
     toxicity_model: str = "quickstart"
-    """Classifier: quickstart (embedded), original, unbiased, multilingual, a file or Hub id."""
+    """Classifier: quickstart (embedded), original, unbiased, multilingual, a file or Hub id
+    (ID#LABEL where its class is not called toxic)."""
 
 
 STAGES: dict[str, type] = {c.stage: c for c in (SFTStage, RewardStage, PPOStage, EvalStage)}

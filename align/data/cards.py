@@ -95,6 +95,8 @@ class AlignBlock:
     """How a final answer is said."""
     must_not_overlap: list[str] = field(default_factory=list)
     """Evaluation tasks whose items may not be in the training data."""
+    overlap_with: list[str] = field(default_factory=list)
+    """Evaluation tasks whose overlap is counted and told, but not removed."""
 
 
 @dataclass(frozen=True, kw_only=True)

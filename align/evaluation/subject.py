@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from align import checkpoint
 from align.checkpoint.inspect import CheckpointInfo
 from align.evaluation.lm import Job, PrefixLM
+from align.evaluation.masked import MaskedModel
 from align.evaluation.responses import Responses
 
 HALF = ("bfloat16", "float16")
@@ -91,7 +92,7 @@ class RewardModel:
         return [self.responses.get(*request.key()) for request in requests]
 
 
-Subject = LanguageModel | RewardModel
+Subject = LanguageModel | RewardModel | MaskedModel
 
 
 def load(
@@ -114,6 +115,8 @@ def load(
         from align.scoring import RewardScorer
 
         return RewardModel(RewardScorer.load(path), Responses(cache, fingerprint))
+    if info.kind == "masked":
+        return MaskedModel.load(info.path, device, Responses(cache, fingerprint))
     model, tokenizer = checkpoint.load_causal(path, dtype)[:2]
     lm = PrefixLM(
         model.to(device),

@@ -50,7 +50,7 @@ PROMPT_SHARES = {"sums": 0.03, "facts": 0.03, "people": 0.47, "dialogue": 0.47}
 
 
 class Sizes(NamedTuple):
-    """Numbers of items: of sums for each number of steps, of requests for each group."""
+    """Numbers of items: of sums for each number of steps, of requests for each group, of sets."""
 
     sums: int
     facts: int
@@ -58,10 +58,11 @@ class Sizes(NamedTuple):
     who: int
     toxicity: int
     preferences: int
+    swaps: int
 
 
-ITEMS = Sizes(sums=75, facts=200, pronoun=240, who=120, toxicity=10, preferences=300)
-FEWSHOT = Sizes(sums=2, facts=8, pronoun=4, who=4, toxicity=2, preferences=8)
+ITEMS = Sizes(sums=75, facts=200, pronoun=240, who=120, toxicity=10, preferences=300, swaps=40)
+FEWSHOT = Sizes(sums=2, facts=8, pronoun=4, who=4, toxicity=2, preferences=8, swaps=2)
 N_FEWSHOT = 8
 SUM_FIELDS = ("reasoning", "answer", "steps")
 
@@ -190,6 +191,16 @@ def _sum_item(world: World, rng: Random, split: Split, steps: int) -> Record:
     return {"question": record.pop("prompt"), **{k: record[k] for k in SUM_FIELDS}}
 
 
+def _swaps(split: Split, seed: int, n: int) -> list[Record]:
+    """N different sets of people with their occupations swapped."""
+    rng = Random(f"swaps-{split}-{seed}")
+    sets: dict[str, list[Record]] = {}
+    while len(sets) < n:
+        records = people.swap_items(rng, split)
+        sets.setdefault(records[0]["set"], records)
+    return [record for records in sets.values() for record in records]
+
+
 def _tasks(world: World, split: Split, seed: int, sizes: Sizes) -> dict[str, list[Record]]:
     """The items of each task."""
     rng = Random(f"items-{split}-{seed}")
@@ -217,6 +228,7 @@ def _tasks(world: World, split: Split, seed: int, sizes: Sizes) -> dict[str, lis
             *dialogue.GROUPS,
         ),
         "quickstart_preferences": preference_records(world, sizes.preferences, seed, split),
+        "quickstart_counterfactual": _swaps(split, seed, sizes.swaps),
     }
 
 
@@ -238,6 +250,7 @@ def fewshot(world: World, seed: int = 0) -> dict[str, list[Record]]:
     tasks = _tasks(world, "train", seed, FEWSHOT)
     rng = Random(f"fewshot-{seed}")
     rng.shuffle(tasks["quickstart_sums"])
+    tasks["quickstart_counterfactual"] = tasks["quickstart_counterfactual"][:N_FEWSHOT]
     tasks["quickstart_toxicity"] = rng.sample(tasks["quickstart_toxicity"], N_FEWSHOT)
     return {
         task: [{"id": f"{task}-fewshot-{i}", **item} for i, item in enumerate(items)]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from align.evaluation.results import judge_line
 from align.report import svg
 from align.report.command import run_again
 from align.report.load import Run, Stage, read_jsonl
@@ -151,12 +152,26 @@ def _samples_of(run: Run, stage: str, task: str) -> int | None:
 def _classifier(run: Run) -> str:
     """Who says what is toxic: the classifier, pinned, and the warning that it errs."""
     found = [(r.get("settings") or {}).get("toxicity_classifier") for r in run.policies.values()]
-    named = {short(plain(c)) for c in found if c}
+    pinned = [{k: v for k, v in c.items() if k != "error"} for c in found if c]
+    named = {short(plain(c)) for c in pinned}
     said = f" Here: {escape('; '.join(sorted(named)))}." if named else ""
     return (
         "<p>A classifier decides what is toxic, and it errs; numbers from another classifier are "
-        f"not comparable with these.{said}</p>"
+        f"not comparable with these.{said}</p>{_judges(run)}"
     )
+
+
+def _judges(run: Run) -> str:
+    """The judges' own errors, each said once with the tasks that it judged."""
+    tasks: dict[str, dict[str, bool]] = {}
+    for result in run.policies.values():
+        for task, entry in result["tasks"].items():
+            for name, error in (entry.get("judges") or {}).items():
+                tasks.setdefault(judge_line(name, error), {})[task] = True
+    lines = (
+        f"<li>{escape(', '.join(names))}: {escape(line)}</li>" for line, names in tasks.items()
+    )
+    return f"<ul>{''.join(lines)}</ul>" if tasks else ""
 
 
 # ---------------------------------------------------------------- evidence
