@@ -288,8 +288,8 @@ def test_the_corpus_of_the_base_is_counted_item_by_item() -> None:
     )
     assert contaminated("quickstart_bias", tuned) == 4
     alone, both = (contaminated("quickstart_preferences", k) for k in (shipped, tuned))
-    assert alone == 45
-    assert both is not None and 74 < both < 45 + 74  # items in both are counted once
+    assert alone == 44
+    assert both is not None and 79 < both < 44 + 79  # items in both are counted once
     other = [{"data": [{**shipped.lineages[0]["data"][0], "rows": 7}]}]
     assert contaminated("quickstart_sums", Ancestry(other, "quickstart", True)) is None
 
