@@ -8,6 +8,7 @@ loss            the losses of policy and value model: pure functions
 generate        completions from a policy; another engine could stand here
 rollout         completions, scores, log-probabilities and values of a batch
 build           from a config to networks and rewards
+adapters        all networks as adapters of one backbone
 models          policy, value model and reference, as copies or on one backbone
 rewards         reward model, Python functions, weighted sums; checks on them
 control         data order, learning-rate schedule, KL coefficient

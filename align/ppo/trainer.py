@@ -26,12 +26,12 @@ from align.errors import DataError, Interrupted
 from align.ppo import state
 from align.ppo.accelerator import Group, enable_checkpointing, new_accelerator, new_optimizer
 from align.ppo.advantages import gae, kl_estimates, masked_moments, token_rewards, whiten
-from align.ppo.build import Built, reward_lineage
+from align.ppo.build import reward_lineage
 from align.ppo.control import Timer, draw_index, next_kl_coef
 from align.ppo.generate import Completions, draws
 from align.ppo.learner import Batch, Learner
 from align.ppo.metrics import held_out_metrics, rollout_metrics, sample_rows
-from align.ppo.models import write_policy
+from align.ppo.models import Networks, write_policy
 from align.ppo.rewards import Record, Rewards, RunningScale, shape_scores
 from align.ppo.rollout import (
     Prompt,
@@ -52,7 +52,7 @@ class PPOTrainer:
     def __init__(
         self,
         config: PPOStage,
-        built: Built,
+        networks: Networks,
         tokenizer: Any,
         reward: Rewards,
         train_records: Sequence[Record],
@@ -65,7 +65,7 @@ class PPOTrainer:
 
         Args:
             config: of the stage
-            built: policy, value model and reference, see `build_networks`
+            networks: policy, value model and reference, see `build_networks`
             tokenizer: the policy's, with a chat template and a PAD of its own
             reward: scores texts
             train_records: prompt-only records
@@ -74,7 +74,7 @@ class PPOTrainer:
             ptx_records: prompt-completion records for ptx_coef
         """
         self.config, self.tokenizer, self.reward = config, tokenizer, reward
-        self.eos_token_ids, self.reference = eos_token_ids, built.reference
+        self.eos_token_ids = eos_token_ids
         self.output_dir = Path(config.output_dir)
         self.accelerator = new_accelerator(config)
         self.group = Group(self.accelerator)
@@ -86,7 +86,7 @@ class PPOTrainer:
         self.batch = self.local_batch * self.group.world
         self.rollouts = -(-config.total_episodes // self.batch)
         self._take_prompts(train_records, eval_records)
-        self._take_networks(built, ptx_records)
+        self._take_networks(networks, ptx_records)
         self.progress = state.Progress(kl_coef=config.kl_coef)
         self.scale = RunningScale()
         self.within_budget: state.Weights = {}
@@ -105,15 +105,13 @@ class PPOTrainer:
                 "max_completion_length); raise max_length or give shorter prompts"
             )
 
-    def _take_networks(self, built: Built, ptx_records: Sequence[Record]) -> None:
+    def _take_networks(self, networks: Networks, ptx_records: Sequence[Record]) -> None:
         config = self.config
         if config.gradient_checkpointing:
-            enable_checkpointing(built.networks)
-        optimizer = new_optimizer(config, built.networks)
-        self.networks, self.optimizer = self.accelerator.prepare(built.networks, optimizer)
+            enable_checkpointing(networks)
+        optimizer = new_optimizer(config, networks)
+        self.networks, self.optimizer = self.accelerator.prepare(networks, optimizer)
         self.networks.train()
-        if self.reference.model is not None:
-            self.reference.model.to(self.accelerator.device)
         steps = self.rollouts * config.num_ppo_epochs * config.num_mini_batches
         ptx = None
         if ptx_records:
@@ -246,7 +244,6 @@ class PPOTrainer:
     def _score(self, prompts: Sequence[Prompt], completions: Completions) -> Rollout:
         return score_rollout(
             self.networks,
-            self.reference,
             prompts,
             completions,
             self.reward,

@@ -106,7 +106,7 @@ def test_the_value_model_starts_as_the_reward_model(world):
     values = {**read_yaml(world / "ppo.yaml"), "output_dir": "x"}
     config = build(PPOStage, values, "test")
     tokenizer = checkpoint.load_tokenizer(config.model_name_or_path)
-    networks, _ = build_networks(config, checkpoint.load_policy(config, tokenizer), tokenizer)
+    networks = build_networks(config, checkpoint.load_policy(config, tokenizer), tokenizer)
     scorer = RewardScorer.load(config.reward_model, device="cpu")
     (row,) = scorer.encode(["how many"], ["two apples"])
     n = len(row)

@@ -361,7 +361,7 @@ def test_the_saved_policy_is_the_trained_one(tmp_path, lora):
 
 
 def test_dropout_is_off_in_all_networks():
-    networks, _ = assemble(ppo_tiny.llama(attention_dropout=0.3), None, seed=0)
+    networks = assemble(ppo_tiny.llama(attention_dropout=0.3), None, seed=0)
     assert all(
         value == 0
         for module in networks.modules()
