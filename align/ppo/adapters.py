@@ -190,6 +190,7 @@ class SharedScorer:
     def __call__(
         self, records: Sequence[dict[str, Any]], completions: Sequence[str], ended: Sequence[bool]
     ) -> Tensor:
+        """Scores (B,) of completions; ``ended``: False where the length limit cut."""
         assert self.scorer is not None, "build_networks attaches it"
         return self.scorer([record["prompt"] for record in records], completions, ended)
 

@@ -15,7 +15,6 @@ from align.ppo.adapters import RewardAdapter, SharedScorer, add_adapters, reward
 from align.ppo.models import Networks, causal_lm, disable_dropout
 from align.ppo.rewards import Rewards, Scorer, function_scorer
 
-
 # ---------------------------------------------------------------- rewards
 
 

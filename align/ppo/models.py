@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from align import checkpoint as checkpoint_files
 from align.ppo.loss import entropy
+from align.ppo.sharding import Replica, at_rest
 
 CHUNK_LOGITS = 2**24  # logits held at once (64 MiB in float32)
 POLICY, VALUE, REWARD = "default", "value", "reward"
@@ -138,6 +139,7 @@ class Networks(nn.Module):
         self.reward_head: nn.Linear | None = None  # None: the reward model is elsewhere
         # The modules that sharding cuts the weights at, as in the transformers model.
         self._no_split_modules = causal_lm(policy)._no_split_modules
+        self.replica: Replica | None = None  # of the policy, where weights are cut into pieces
 
     def forward(
         self,
@@ -165,7 +167,7 @@ class Networks(nn.Module):
         self._activate(adapter)
         backbone = self.value_backbone or causal_lm(self.policy).base_model
         hidden = hidden_states(backbone, sequences)[sequences.states(extra)]  # (N, H)
-        return head(hidden.to(head.weight.dtype)).squeeze(-1).float()
+        return head(hidden.to(head.weight.dtype)).float().sum(-1)  # no view, which FSDP2 minds
 
     @torch.no_grad()
     def _reference_stats(self, sequences: Sequences, temperature: float) -> TokenStats:
@@ -184,7 +186,7 @@ class Networks(nn.Module):
 
     @contextmanager
     def _same_grads(self) -> Iterator[None]:
-        """peft freezes adapters that it leaves and unfreezes those it switches on: undo that."""
+        """Undo what peft does on the way: adapters it leaves are frozen, one it enters is not."""
         before = [(p, p.requires_grad) for p in self.policy.parameters()]
         try:
             yield
@@ -195,12 +197,29 @@ class Networks(nn.Module):
     @contextmanager
     def sampling(self) -> Iterator[PreTrainedModel]:
         """The policy in eval mode, for generation."""
+        device = self.value_head.weight.device
+        cast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if cast else None
+        with self.whole_policy(device, dtype) as policy:
+            self.eval()
+            try:
+                yield causal_lm(policy)
+            finally:
+                self.train()
+
+    @contextmanager
+    def whole_policy(self, device: Any, dtype: torch.dtype | None = None) -> Iterator[Any]:
+        """The policy with whole weights: itself, or a copy where they are cut into pieces.
+
+        ``device`` and ``dtype`` are those of the copy; see `Replica.filled`.
+        """
         self._activate(POLICY)
-        self.eval()
-        try:
-            yield causal_lm(self.policy)
-        finally:
-            self.train()
+        if self.replica is None:
+            yield self.policy
+            return
+        at_rest(self)
+        with self.replica.filled(self.policy, device, dtype) as policy:
+            yield policy
 
 
 def hidden_states(backbone: nn.Module, sequences: Sequences) -> Tensor:
@@ -222,9 +241,9 @@ def policy_stats(
     return token_stats(Head.of(lm), hidden, targets, temperature, with_entropy=with_entropy)
 
 
-def write_policy(folder: Path, networks: Networks, tokenizer: Any) -> None:
+def write_policy(folder: Path, policy: Any, tokenizer: Any) -> None:
     """The policy alone in Hugging Face layout: all weights, or its adapter without the others."""
-    checkpoint_files.write_model(folder, networks.policy, tokenizer)
+    checkpoint_files.write_model(folder, policy, tokenizer)
     for other in (VALUE, REWARD):
         shutil.rmtree(folder / other, ignore_errors=True)
 

@@ -41,6 +41,7 @@ from align.ppo.rollout import (
     score_rollout,
     tokenize,
 )
+from align.ppo.sharding import Replica, is_sharded
 from align.ppo.watch import Watch
 
 EVAL_STREAM = 2**31  # number of the random stream of held-out evaluation
@@ -109,6 +110,8 @@ class PPOTrainer:
         config = self.config
         if config.gradient_checkpointing:
             enable_checkpointing(networks)
+        if is_sharded(self.accelerator):
+            networks.replica = Replica(networks.policy)
         optimizer = new_optimizer(config, networks)
         self.networks, self.optimizer = self.accelerator.prepare(networks, optimizer)
         self.networks.train()
@@ -331,16 +334,14 @@ class PPOTrainer:
     def _save(self) -> None:
         """Write a checkpoint of this moment, between two rollouts."""
         self.progress.scale = dict(vars(self.scale))
-        if self.accelerator.is_main_process:
-            networks = self.accelerator.unwrap_model(self.networks)
-            state.save(
-                self.output_dir,
-                self.progress,
-                networks,
-                self.optimizer,
-                {k: w for k, w in self._kept().items() if w},
-                self._run_facts(),
-            )
+        state.save(
+            self.output_dir,
+            self.progress,
+            self.accelerator.unwrap_model(self.networks),
+            self.optimizer,
+            {k: w for k, w in self._kept().items() if w},
+            self._run_facts(),
+        )
         self.accelerator.wait_for_everyone()
 
     def _kept(self) -> dict[str, state.Weights]:
@@ -371,11 +372,13 @@ class PPOTrainer:
         Args:
             write: adds lineage.json to the folder, on the main process
         """
-        if self.accelerator.is_main_process:
-            out = self.output_dir
-            with checkpoint.disk_errors(out), checkpoint.finish_run(out) as folder:
-                write_policy(folder, self.accelerator.unwrap_model(self.networks), self.tokenizer)
-                write(folder)
+        networks, out = self.accelerator.unwrap_model(self.networks), self.output_dir
+        main = self.accelerator.is_main_process
+        with networks.whole_policy("cpu" if main else "meta") as policy:
+            if main:
+                with checkpoint.disk_errors(out), checkpoint.finish_run(out) as folder:
+                    write_policy(folder, policy, self.tokenizer)
+                    write(folder)
         self.accelerator.wait_for_everyone()
 
     def evidence(self) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_beside_a_reward_adapter
 
 def test_the_checkpoint_holds_the_policys_adapter_alone(world, tmp_path):
     networks, _, _ = built(config(world, "whole"))
-    models.write_policy(tmp_path, networks, checkpoint.load_tokenizer(str(world / "whole")))
+    models.write_policy(tmp_path, networks.policy, checkpoint.load_tokenizer(str(world / "whole")))
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
     names = load_file(tmp_path / "adapter_model.safetensors")
     assert names and all(w.shape[0] == 2 or w.shape[1] == 2 for w in names.values())  # rank 2
