@@ -1,16 +1,18 @@
-"""A run of tiny PPO under torchrun, with weights cut by FSDP2 or whole; see test_ppo_sharding.py.
+"""Runs of tiny PPO under torchrun, with weights cut by FSDP2 or whole; see test_ppo_sharding.py.
 
 accelerate ignores FSDP on CPU without a word: `force` switches it on, and `check` sees that it is.
 """
 
+import contextlib
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import ppo_tiny
 import torch
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
@@ -48,26 +50,27 @@ def check(networks) -> None:
     assert sum("DecoderLayer" in unit for unit in units) >= 2, units
 
 
-def main(out: Path, job: dict) -> None:
-    """Train, save what came out of it; with ``stop`` die at that rollout, and resume if told so."""
-    if job["fsdp"]:
-        module.new_accelerator = force
+class Killed(Exception):
+    """At the start of the rollout that a job names."""
+
+
+def run(out: Path, job: dict) -> None:
+    """One job: train, and save what came out of it. With ``stop`` it dies at that rollout."""
+    module.new_accelerator = force if job["fsdp"] else PLAIN
+    out.mkdir(exist_ok=True)
     settings = ppo_tiny.config(out / "run", **job["options"])
     trainer = ppo_tiny.trainer(settings)
     networks = trainer.accelerator.unwrap_model(trainer.networks)
     if job["fsdp"]:
         check(networks)
-    if job.get("stop"):
-        complete = trainer._complete
+    complete, clip, gradients = trainer._complete, trainer.accelerator.clip_grad_norm_, {}
 
-        def killed(prompts, stream):
-            if stream == job["stop"]:
-                raise SystemExit(0)
-            return complete(prompts, stream)
-
-        trainer._complete = killed
-    gradients = {}
-    clip = trainer.accelerator.clip_grad_norm_
+    def killed(prompts, stream):
+        if stream == job.get("stop"):
+            if trainer.accelerator.is_main_process:
+                shutil.copytree(out / "run", job["keep"])
+            raise Killed
+        return complete(prompts, stream)
 
     def keep(parameters, limit):
         if not gradients:
@@ -76,8 +79,11 @@ def main(out: Path, job: dict) -> None:
                     gradients[name] = full(parameter.grad).clone()
         return clip(parameters, limit)
 
-    trainer.accelerator.clip_grad_norm_ = keep
+    trainer._complete, trainer.accelerator.clip_grad_norm_ = killed, keep
     trainer.train()
+    if settings.bf16:  # computed in bfloat16, handed over in float32
+        logprobs = trainer._score(trainer.prompts, trainer._complete(trainer.prompts, 0)).logprobs
+        assert (logprobs != logprobs.bfloat16()).any()
     weights = {n: full(p).detach() for n, p in networks.named_parameters() if p.requires_grad}
     trainer.finish(lambda folder: (folder / "lineage.json").write_text("{}"))
     if trainer.accelerator.is_main_process:
@@ -87,4 +93,7 @@ def main(out: Path, job: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        with contextlib.suppress(Killed):
+            run(Path(job["out"]), job)

@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from align.errors import is_main_process
@@ -30,6 +30,16 @@ from align.errors import is_main_process
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether `accelerator.prepare` cuts weights into pieces."""
     return accelerator.distributed_type == DistributedType.FSDP
+
+
+def keep_precision(accelerator: Accelerator) -> None:
+    """Under bf16: compute in it, but add gradients up and hand results over in float32.
+
+    accelerate's policy would round log-probabilities to 8 bits on their way out.
+    """
+    if accelerator.mixed_precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        accelerator.state.fsdp_plugin.mixed_precision_policy = policy
 
 
 def at_rest(model: nn.Module) -> None:
@@ -58,7 +68,7 @@ def piece(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def joined(part: Tensor, like: Tensor) -> Tensor:
-    """The whole of a tensor of which every process has its ``part``, cut as ``like``. Collective."""
+    """The whole of what every process has a ``part`` of, cut as ``like`` is. Collective."""
     if not isinstance(like, DTensor):
         return part
     shape: dict[str, Any] = {"shape": like.shape, "stride": like.stride()}

@@ -41,7 +41,7 @@ from align.ppo.rollout import (
     score_rollout,
     tokenize,
 )
-from align.ppo.sharding import Replica, is_sharded
+from align.ppo.sharding import Replica, is_sharded, keep_precision
 from align.ppo.watch import Watch
 
 EVAL_STREAM = 2**31  # number of the random stream of held-out evaluation
@@ -111,6 +111,7 @@ class PPOTrainer:
         if config.gradient_checkpointing:
             enable_checkpointing(networks)
         if is_sharded(self.accelerator):
+            keep_precision(self.accelerator)
             networks.replica = Replica(networks.policy)
         optimizer = new_optimizer(config, networks)
         self.networks, self.optimizer = self.accelerator.prepare(networks, optimizer)

@@ -1,6 +1,7 @@
-"""PPO under FSDP2 in two CPU processes equals one process: gradients, weights, resume, files."""
+"""PPO under FSDP2 in two CPU processes equals DDP: gradients, weights, resume, files."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from align import checkpoint
 TESTS = Path(__file__).parents[1]
 OPTIONS = {
     "total_episodes": 32,
+    "per_device_train_batch_size": 4,
     "num_ppo_epochs": 2,
     "num_mini_batches": 2,
     "max_grad_norm": 0.05,
@@ -26,19 +28,36 @@ OPTIONS = {
 }
 
 
-def torchrun(out: Path, processes: int, *, fsdp: bool, **job: Any) -> Path:
-    """Run tests/ppo_sharded.py; a rollout is 16 completions, however many processes."""
-    out.mkdir(exist_ok=True)
-    options = {**OPTIONS, **job.pop("options", {}), "per_device_train_batch_size": 4}
-    options["gradient_accumulation_steps"] = 2 // processes
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += [str(processes), str(TESTS / "ppo_sharded.py"), str(out)]
-    command += [json.dumps({"fsdp": fsdp, "options": options, **job})]
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """All jobs in one launch of two processes. A rollout is 16 completions.
+
+    For all weights (``full``) and LoRA: ``ddp``, and under FSDP2 ``whole``, and ``cut`` that dies
+    in its second rollout, whose checkpoint is copied to ``left``, and that then goes on.
+    """
+    folder = tmp_path_factory.mktemp("sharding")
+    jobs: list[dict[str, Any]] = []
+    for kind, lora in (("full", False), ("lora", True)):
+        options = {**OPTIONS, "use_peft": lora, "gradient_checkpointing": lora}
+        cut = {"out": f"{folder}/{kind}-cut", "fsdp": True}
+        jobs += [
+            {"out": f"{folder}/{kind}-ddp", "fsdp": False, "options": options},
+            {"out": f"{folder}/{kind}-whole", "fsdp": True, "options": options},
+            {**cut, "options": options, "stop": 1, "keep": f"{folder}/{kind}-left"},
+            {**cut, "options": {**options, "resume": True}},
+        ]
+    options = {**OPTIONS, "bf16": True, "total_episodes": 8, "num_ppo_epochs": 1}
+    options["num_mini_batches"] = 1
+    jobs.append({"out": f"{folder}/bf16", "fsdp": True, "options": options})
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", str(TESTS / "ppo_sharded.py"), f"{folder}/jobs.json"]
     path = f"{TESTS.parent}{os.pathsep}{TESTS}"
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return out
+    assert "Warning" not in done.stderr, done.stderr
+    return folder
 
 
 def close(found: Path, wanted: Path) -> None:
@@ -55,32 +74,46 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [False, True])
-def test_sharded_weights_learn_what_whole_ones_learn(tmp_path, lora):
-    options = {"use_peft": lora, "gradient_checkpointing": lora}
-    one = torchrun(tmp_path / "one", 2, fsdp=False, options=options)  # DDP
-    cut = torchrun(tmp_path / "cut", 2, fsdp=True, options=options)
-    close(cut / "gradients.safetensors", one / "gradients.safetensors")
-    close(cut / "weights.safetensors", one / "weights.safetensors")
-    for a, b in zip(metrics(cut), metrics(one), strict=True):
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_sharded_weights_learn_what_whole_ones_learn(runs, kind):
+    ddp, cut = runs / f"{kind}-ddp", runs / f"{kind}-whole"
+    close(cut / "gradients.safetensors", ddp / "gradients.safetensors")
+    close(cut / "weights.safetensors", ddp / "weights.safetensors")
+    assert len(metrics(cut)) == 2
+    for a, b in zip(metrics(cut), metrics(ddp), strict=True):
+        assert a["grad_norm"] > OPTIONS["max_grad_norm"]  # so clipping did something
         for name in ("loss/policy", "loss/value", "score", "kl", "entropy", "grad_norm"):
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5), name
-    file = "adapter_model.safetensors" if lora else "model.safetensors"
-    close(cut / "run" / file, one / "run" / file)  # the average, whole, by one process
-    assert not list((cut / "run").glob("checkpoint-*"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [False, True])
-def test_sharded_run_goes_on_bit_for_bit(tmp_path, lora):
-    options = {"use_peft": lora}
-    whole = torchrun(tmp_path / "whole", 2, fsdp=True, options=options)
-    cut = torchrun(tmp_path / "cut", 2, fsdp=True, options=options, stop=1)
-    newest = checkpoint.newest_complete(cut / "run")
-    assert newest is not None and newest.name == "checkpoint-4"
-    shapes = {n: w.shape for n, w in load_file(newest / "networks.safetensors").items()}
-    assert shapes == {n: w.shape for n, w in load_file(whole / "weights.safetensors").items()}
-    torchrun(cut, 2, fsdp=True, options={**options, "resume": True})
-    for name, weight in load_file(whole / "weights.safetensors").items():
-        assert torch.equal(load_file(cut / "weights.safetensors")[name], weight), name
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_result_is_saved_whole_by_one_process(runs, kind):
+    ddp, cut = runs / f"{kind}-ddp/run", runs / f"{kind}-whole/run"
+    file = "adapter_model.safetensors" if kind == "lora" else "model.safetensors"
+    close(cut / file, ddp / file)  # the average of the weights, which each process keeps a part of
+    assert {p.name for p in cut.iterdir()} == {p.name for p in ddp.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_sharded_run_goes_on_bit_for_bit(runs, kind):
+    whole, cut = runs / f"{kind}-whole", runs / f"{kind}-cut"
+    left = checkpoint.newest_complete(runs / f"{kind}-left")
+    assert left is not None and left.name == "checkpoint-4"
+    wanted = load_file(whole / "weights.safetensors")
+    shapes = {n: w.shape for n, w in load_file(left / "networks.safetensors").items()}
+    assert shapes == {n: w.shape for n, w in wanted.items()}
+    found = load_file(cut / "weights.safetensors")
+    assert all(torch.equal(found[name], weight) for name, weight in wanted.items())
     assert (cut / "progress.json").read_text() == (whole / "progress.json").read_text()
+
+
+@pytest.mark.slow
+def test_sharded_weights_stay_float32_under_bf16(runs):
+    (line,) = metrics(runs / "bf16")
+    assert all(math.isfinite(line[name]) for name in ("loss/policy", "loss/value", "grad_norm"))
+    assert line["ratio_max"] == pytest.approx(1, abs=1e-2) and line["ratio_mean"] > 0.99
+    assert line["kl"] == pytest.approx(0, abs=1e-5)
+    weights = load_file(runs / "bf16/weights.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.float32}
