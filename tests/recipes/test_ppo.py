@@ -121,8 +121,8 @@ def adapter(world) -> Path:
     (world / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in tiny.pairs(24)))
     flags = ["--model_name_or_path", str(world / "sft"), "--datasets"]
     flags += [f"{{{world / 'pairs.jsonl'}: 1.0}}", "--output_dir", str(world / "adapter")]
-    flags += "--learning_rate 0.01 --per_device_train_batch_size 4 --max_steps 3".split()
-    flags += "--use_peft true --max_length 128 --center_samples 4 --eval_fraction 0".split()
+    flags += ["--learning_rate", "0.01", "--per_device_train_batch_size", "4", "--max_steps", "3"]
+    flags += ["--use_peft", "true", "--max_length", "128", "--center_samples", "4"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["reward.py", *flags])
         runpy.run_path(str(ROOT / "recipes/reward.py"))["main"]()
