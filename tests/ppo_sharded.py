@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from align import checkpoint
+from align.ppo import build_networks, build_rewards, state
 from align.ppo import trainer as module
 from align.ppo.sharding import full
 
@@ -27,9 +29,9 @@ PLAIN = module.new_accelerator
 def force(config):
     """The accelerator that a config gives, with FSDP2 on CPU."""
     accelerator = PLAIN(config)
-    for state in (PartialState._shared_state, accelerator.state.__dict__):
-        state["distributed_type"] = DistributedType.FSDP
-        state["device"] = torch.device("cpu")
+    for shared_state in (PartialState._shared_state, accelerator.state.__dict__):
+        shared_state["distributed_type"] = DistributedType.FSDP
+        shared_state["device"] = torch.device("cpu")
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
@@ -50,6 +52,19 @@ def check(networks) -> None:
     assert sum("DecoderLayer" in unit for unit in units) >= 2, units
 
 
+def shared(settings):
+    """A trainer whose reward model is an adapter of the policy's backbone."""
+    tokenizer = checkpoint.load_tokenizer(settings.model_name_or_path)
+    reward = build_rewards(settings)
+    lm = checkpoint.load_policy(settings, tokenizer)
+    networks = build_networks(settings, lm, tokenizer, reward)
+    assert networks.reward_head is not None
+    eos = checkpoint.eos_token_ids(lm, tokenizer)
+    return module.PPOTrainer(
+        settings, networks, tokenizer, reward, ppo_tiny.RECORDS, [], eos_token_ids=eos
+    )
+
+
 class Killed(Exception):
     """At the start of the rollout that a job names."""
 
@@ -59,7 +74,7 @@ def run(out: Path, job: dict) -> None:
     module.new_accelerator = force if job["fsdp"] else PLAIN
     out.mkdir(exist_ok=True)
     settings = ppo_tiny.config(out / "run", **job["options"])
-    trainer = ppo_tiny.trainer(settings)
+    trainer = shared(settings) if settings.reward_model else ppo_tiny.trainer(settings)
     networks = trainer.accelerator.unwrap_model(trainer.networks)
     if job["fsdp"]:
         check(networks)
@@ -84,7 +99,7 @@ def run(out: Path, job: dict) -> None:
     if settings.bf16:  # computed in bfloat16, handed over in float32
         logprobs = trainer._score(trainer.prompts, trainer._complete(trainer.prompts, 0)).logprobs
         assert (logprobs != logprobs.bfloat16()).any()
-    weights = {n: full(p).detach() for n, p in networks.named_parameters() if p.requires_grad}
+    weights = {n: full(p) for n, p in state.trained(networks).items()}
     trainer.finish(lambda folder: (folder / "lineage.json").write_text("{}"))
     if trainer.accelerator.is_main_process:
         save_file({k: w.contiguous() for k, w in weights.items()}, out / "weights.safetensors")

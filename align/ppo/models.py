@@ -207,6 +207,11 @@ class Networks(nn.Module):
             finally:
                 self.train()
 
+    def prepare_sampling_in_pieces(self) -> None:
+        """Make the plain copy that samples; before the weights are cut."""
+        self._activate(POLICY)  # the copy keeps the adapter that is on now
+        self.replica = Replica(self.policy)
+
     @contextmanager
     def whole_policy(self, device: Any, dtype: torch.dtype | None = None) -> Iterator[Any]:
         """The policy with whole weights: itself, or a copy where they are cut into pieces.

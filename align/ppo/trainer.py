@@ -41,7 +41,7 @@ from align.ppo.rollout import (
     score_rollout,
     tokenize,
 )
-from align.ppo.sharding import Replica, is_sharded, keep_precision
+from align.ppo.sharding import is_sharded, keep_precision
 from align.ppo.watch import Watch
 
 EVAL_STREAM = 2**31  # number of the random stream of held-out evaluation
@@ -112,7 +112,7 @@ class PPOTrainer:
             enable_checkpointing(networks)
         if is_sharded(self.accelerator):
             keep_precision(self.accelerator)
-            networks.replica = Replica(networks.policy)
+            networks.prepare_sampling_in_pieces()
         optimizer = new_optimizer(config, networks)
         self.networks, self.optimizer = self.accelerator.prepare(networks, optimizer)
         self.networks.train()

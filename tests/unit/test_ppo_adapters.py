@@ -9,11 +9,10 @@ import ppo_tiny
 import pytest
 import tiny
 import torch
-from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from align import checkpoint
-from align.config import PPOStage, RewardStage, SFTStage
+from align.config import PPOStage, SFTStage
 from align.ppo import adapters, build_networks, build_rewards, models
 from align.ppo.accelerator import enable_checkpointing
 from align.ppo.adapters import SharedScorer
@@ -22,35 +21,6 @@ from align.scoring import RewardScorer
 
 PROMPTS = ["how many", "has Tom two apples", "?"]
 REPLIES = ["The answer is 3.", "No", "he gave three apples now"]
-LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8}
-STAGE = {
-    **LORA,
-    "datasets": {"x": 1.0},
-    "output_dir": "x",
-    "learning_rate": 1.0,
-    "per_device_train_batch_size": 1,
-}
-
-
-def random_adapter(model, seed: int):
-    """As after some training."""
-    torch.manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-def reward_adapter(folder: Path, sft: Path) -> Path:
-    """A reward model as recipes/reward.py leaves it with LoRA."""
-    tokenizer = checkpoint.load_tokenizer(str(sft))
-    stage = RewardStage(**STAGE, model_name_or_path=str(sft))
-    with checkpoint.quiet_peft():
-        model = checkpoint.new_reward_model(stage, tokenizer)
-        model = get_peft_model(model, checkpoint.lora_config(stage, "SEQ_CLS"))
-        model.get_base_model().config.score_offset = 0.25
-        checkpoint.write_model(folder, random_adapter(model, 2), tokenizer)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +32,13 @@ def world(tmp_path_factory) -> Path:
     tiny.checkpoint(folder / "whole", template=tiny.PLAIN, tie_word_embeddings=False)
     tiny.checkpoint(folder / "base", pad=None, template=tiny.PLAIN)
     tokenizer = checkpoint.load_tokenizer(str(folder / "base"))
-    stage = SFTStage(**STAGE, model_name_or_path=str(folder / "base"))
+    stage = SFTStage(**ppo_tiny.STAGE, model_name_or_path=str(folder / "base"))
     with checkpoint.quiet_peft():
         model = checkpoint.load_policy(stage, tokenizer)
-        model = get_peft_model(model, checkpoint.lora_config(stage, "CAUSAL_LM"))
-        checkpoint.write_model(folder / "adapter", random_adapter(model, 1), tokenizer)
+        model = ppo_tiny.get_peft_model(model, checkpoint.lora_config(stage, "CAUSAL_LM"))
+        checkpoint.write_model(folder / "adapter", ppo_tiny.random_adapter(model, 1), tokenizer)
     for parent in ("whole", "adapter"):
-        reward_adapter(folder / f"{parent}-reward", folder / parent)
+        ppo_tiny.reward_adapter(folder / f"{parent}-reward", folder / parent)
     return folder
 
 
@@ -78,7 +48,7 @@ def config(world: Path, parent: str, reward: str | None = None, **changes) -> PP
         model_name_or_path=str(world / parent),
         reward_model=str(world / (reward or f"{parent}-reward")),
         reward_functions=None,
-        **{**LORA, "lora_r": 2, **changes},
+        **{**ppo_tiny.LORA, "lora_r": 2, **changes},
     )
 
 
@@ -114,7 +84,7 @@ def test_scores_on_the_shared_backbone_are_those_of_the_reward_model_alone(world
 @pytest.mark.parametrize("parent", ["whole", "adapter"])
 def test_the_reference_is_the_sft_model_bit_for_bit(world, parent):
     networks, reward, sft = built(config(world, parent))
-    random_adapter(networks, 5)
+    ppo_tiny.random_adapter(networks, 5)
     scores(reward)
     rows = some_sequences(networks)
     got = networks("reference", rows).logprobs
@@ -157,7 +127,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_beside_a_reward_adapter
     found = []
     for recompute in (False, True):
         networks, reward, _ = built(config(world, "whole"))
-        random_adapter(networks, 5)
+        ppo_tiny.random_adapter(networks, 5)
         networks.train()
         if recompute:
             enable_checkpointing(networks)
@@ -193,7 +163,7 @@ def test_a_copy_of_the_parent_elsewhere_is_the_same_backbone(world, tmp_path):
 
 def test_what_does_not_fit_is_loaded_beside_the_backbone_and_says_why(world, tmp_path, capsys):
     tiny.checkpoint(tmp_path / "other", template=tiny.PLAIN, seed=9)
-    reward_adapter(tmp_path / "stranger", tmp_path / "other")
+    ppo_tiny.reward_adapter(tmp_path / "stranger", tmp_path / "other")
     shutil.copytree(world / "whole-reward", tmp_path / "words")
     tokenizer = checkpoint.load_tokenizer(str(tmp_path / "words"))
     tokenizer.add_tokens(["apples!"])

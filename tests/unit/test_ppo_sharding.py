@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ppo_tiny
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 
@@ -26,6 +28,14 @@ OPTIONS = {
     "save_steps": 1,
     "eval_steps": 0,
 }
+
+
+def shared_models(folder: Path) -> dict[str, Any]:
+    """An SFT model and a reward adapter of it, as fields of a config."""
+    tiny.checkpoint(folder / "sft", template=tiny.PLAIN)
+    ppo_tiny.reward_adapter(folder / "reward", folder / "sft")
+    paths = {"model_name_or_path": str(folder / "sft"), "reward_model": str(folder / "reward")}
+    return {**paths, "reward_functions": None, "use_peft": True}
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +59,18 @@ def runs(tmp_path_factory) -> Path:
     options = {**OPTIONS, "bf16": True, "total_episodes": 8, "num_ppo_epochs": 1}
     options["num_mini_batches"] = 1
     jobs.append({"out": f"{folder}/bf16", "fsdp": True, "options": options})
+    options = {**OPTIONS, **shared_models(folder)}
+    jobs += [
+        {"out": f"{folder}/shared-ddp", "fsdp": False, "options": options},
+        {"out": f"{folder}/shared-whole", "fsdp": True, "options": options},
+    ]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", "2", str(TESTS / "ppo_sharded.py"), f"{folder}/jobs.json"]
     path = f"{TESTS.parent}{os.pathsep}{TESTS}"
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
     assert "Warning" not in done.stderr, done.stderr
     return folder
 
@@ -74,7 +89,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "shared"])
 def test_sharded_weights_learn_what_whole_ones_learn(runs, kind):
     ddp, cut = runs / f"{kind}-ddp", runs / f"{kind}-whole"
     close(cut / "gradients.safetensors", ddp / "gradients.safetensors")
