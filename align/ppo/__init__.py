@@ -13,6 +13,7 @@ models          policy, value model and reference, as copies or on one backbone
 rewards         reward model, Python functions, weighted sums; checks on them
 control         data order, learning-rate schedule, KL coefficient
 accelerator     processes, precision, optimizer
+sharding        weights in pieces under FSDP2, whole again for sampling and files
 state           checkpoints from which a killed run goes on
 metrics         what is measured on a rollout
 watch           progress bar, metrics.jsonl, trackers, sample completions
