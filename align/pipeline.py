@@ -148,8 +148,9 @@ def doctor(run: Run) -> None:
 
 
 def _look(run: Run, stages: list[str], quiet: bool) -> None:
-    from align.preflight import preflight
+    from align.preflight import check_launch, launched_as, preflight
 
+    launch = launched_as(run.accelerate_config) if run.accelerate_config else {}
     plan = dict(dry_run(run))
     to_do = [s for s in stages if plan[s] != "unchanged"]
     to_come = [str(run.folder / s) for s in to_do]
@@ -164,6 +165,7 @@ def _look(run: Run, stages: list[str], quiet: bool) -> None:
         if config.model_name_or_path in to_come:
             config = replace(config, model_name_or_path=run.checkpoint("base"))
             config = replace(config, chat_template=config.chat_template or template)
+        check_launch(config, launch)  # accelerate's own words come with a traceback
         preflight(config, to_come, quiet)
 
 

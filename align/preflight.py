@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from align.checkpoint.save import in_use, output_state
 from align.checkpoint.template import Template, find_template, render_template
 from align.checkpoint.tokenizer_files import TokenizerFiles, pad_token
 from align.errors import CheckpointError, ConfigError, is_main_process
+from align.parsing import read_yaml
 
 KINDS = {"sft": "prompt-completion", "reward": "preference", "ppo": "prompt-only"}
 WORD = "ANSWER"
@@ -71,6 +72,7 @@ def preflight(config: Any, made_before: Sequence[str] = (), quiet: bool = False)
             print(f"preflight: {line}", file=sys.stderr, flush=True)
 
     check_values(config)
+    check_launch(config, os.environ)
     finished = check_output(config, say)
     if finished:
         return Preflight(True, lines)
@@ -165,6 +167,54 @@ def check_address(name: str, url: str) -> None:
     if wrong:
         shown = url if "@" not in url else "(not shown)"
         raise ConfigError(f"{name} is {shown}; {wrong}: give one like http://127.0.0.1:8000")
+
+
+def check_launch(config: Any, launch: Mapping[str, str]) -> None:
+    """The launcher's mode: what is missing for it, and what a stage can't do in it.
+
+    Args:
+        config: of the stage
+        launch: the environment that accelerate gives a program it starts
+
+    Raises:
+        ConfigError: naming the mode, and one to use instead.
+    """
+    deepspeed = launch.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    sharded = launch.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if config.stage == "ppo" and deepspeed:
+        raise ConfigError(
+            "PPO does not run under DeepSpeed: it samples from whole weights and saves optimizer "
+            "states itself, and ZeRO holds both in pieces that it can't read; launch with "
+            "recipes/accelerate/fsdp2.yaml, which shards as much, or with ddp.yaml"
+        )
+    if deepspeed and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            "the launcher asks for DeepSpeed, which is not installed; pip install deepspeed, or "
+            "launch with recipes/accelerate/fsdp2.yaml, which shards as much and needs nothing more"
+        )
+    if config.stage == "ppo" and sharded and launch.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError(
+            f"PPO shards with FSDP2 and the launcher asks for version "
+            f"{launch.get('FSDP_VERSION', '1')}; set fsdp_version: 2 in its config, or launch with "
+            "recipes/accelerate/fsdp2.yaml"
+        )
+    if config.stage == "ppo" and sharded and config.load_in_4bit:
+        raise ConfigError(
+            "load_in_4bit packs weights so that FSDP2 can't put them together again for sampling; "
+            "leave it out, or launch with recipes/accelerate/ddp.yaml"
+        )
+
+
+def launched_as(file: Path) -> dict[str, str]:
+    """The environment, as far as `check_launch` reads it, that an accelerate config leads to."""
+    values = read_yaml(file)
+    kind = str(values.get("distributed_type", "")).upper()
+    version = (values.get("fsdp_config") or {}).get("fsdp_version", 1)
+    return {
+        "ACCELERATE_USE_DEEPSPEED": str(kind == "DEEPSPEED"),
+        "ACCELERATE_USE_FSDP": str(kind == "FSDP"),
+        "FSDP_VERSION": str(version),
+    }
 
 
 def check_output(config: Any, say: Any) -> bool:

@@ -54,7 +54,7 @@ def main() -> None:
     )
     trainer = ppo.PPOTrainer(
         config,
-        ppo.build_networks(config, policy, tokenizer),
+        ppo.build_networks(config, policy, tokenizer, reward),
         tokenizer,
         reward,
         mixture.train,

@@ -210,8 +210,7 @@ def normal(seed: str, n: int) -> list[float]:
 def trainer(case: Case, folder: Path, **options: Any) -> Any:
     """A PPOTrainer whose networks are those of the rollout."""
     from align.config import PPOStage
-    from align.ppo.build import Built, assemble
-    from align.ppo.models import Reference
+    from align.ppo.build import assemble
     from align.ppo.rewards import Rewards
     from align.ppo.trainer import PPOTrainer
 
@@ -239,11 +238,12 @@ def trainer(case: Case, folder: Path, **options: Any) -> Any:
         **options,
     }
     models, scores = networks(), torch.tensor(inputs(case).scores)
-    own, _ = assemble(models.old_policy, models.old_value, seed=0)
+    own = assemble(models.old_policy, models.old_value, seed=0)
+    own.reference = models.reference.requires_grad_(False)
     own.value_head.bias.requires_grad_(False)  # TRL's value head has none
     return PPOTrainer(
         PPOStage(**values),
-        Built(own, Reference(models.reference.requires_grad_(False))),
+        own,
         tokenizer(),
         Rewards({"fixed": (1.0, lambda records, completions, ended: scores)}),
         [{"prompt": "w2"}],

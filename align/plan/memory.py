@@ -29,7 +29,8 @@ def memory(config: Any, shape: Shape) -> tuple[dict[str, float], dict[str, float
 
     Weights, gradients and AdamW's two moments have the type of the weights (Rajbhandari 2020,
     1910.02054, section 3.1 counts them for mixed precision). PPO holds policy and value model for
-    training, reference and reward models to read; with LoRA all share one backbone.
+    training, reference and reward models to read; with LoRA they share one backbone. A reward model
+    counts in full: one that is an adapter of the policy's parent joins it and needs less.
     """
     size = BYTES[config.dtype]
     weights = shape.parameters() * (BYTES_4BIT if config.load_in_4bit else size)

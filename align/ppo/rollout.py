@@ -10,7 +10,7 @@ from torch import Tensor
 from align.data.render import completion_text
 from align.errors import CheckpointError, DataError
 from align.ppo.generate import Completions, generate
-from align.ppo.models import Networks, Reference, Sequences
+from align.ppo.models import Networks, Sequences
 from align.ppo.rewards import Record, Scores
 
 
@@ -214,7 +214,6 @@ def by_token(
 
 def score_rollout(
     networks: Any,
-    reference: Reference,
     prompts: Sequence[Prompt],
     completions: Completions,
     reward: Callable[[Sequence[Record], Sequence[str], Sequence[bool]], Scores],
@@ -230,7 +229,6 @@ def score_rollout(
 
     Args:
         networks: as accelerate prepared it
-        reference: the frozen policy
         prompts: B prompts
         completions: theirs
         reward: scores texts
@@ -247,7 +245,6 @@ def score_rollout(
     sampler = completions.logprobs
 
     # 2. log-probabilities of the completion tokens
-    inner = getattr(networks, "module", networks)
     logprobs, entropies = by_token(
         sequences,
         mask,
@@ -255,7 +252,10 @@ def score_rollout(
         lambda s: networks("policy", s, temperature=temperature, with_entropy=True),
     )
     (ref_logprobs,) = by_token(
-        sequences, mask, micro_batch, lambda s: (reference.stats(inner, s, temperature).logprobs,)
+        sequences,
+        mask,
+        micro_batch,
+        lambda s: (networks("reference", s, temperature=temperature).logprobs,),
     )
 
     # 3. values of all states

@@ -33,12 +33,12 @@ from align.ppo.advantages import (
     token_rewards,
     whiten,
 )
-from align.ppo.build import Built, reward_lineage
+from align.ppo.build import reward_lineage
 from align.ppo.control import IN_A_ROW, Timer, draw_index, next_kl_coef, no_scores
 from align.ppo.generate import Completions, draws
 from align.ppo.learner import Batch, Learner
 from align.ppo.metrics import held_out_metrics, rollout_metrics, sample_rows
-from align.ppo.models import write_policy
+from align.ppo.models import Networks, write_policy
 from align.ppo.rewards import Record, Rewards, RunningScale, Scores, shape_scores
 from align.ppo.rollout import (
     Prompt,
@@ -49,6 +49,7 @@ from align.ppo.rollout import (
     score_rollout,
     tokenize,
 )
+from align.ppo.sharding import is_sharded, keep_precision
 from align.ppo.watch import Watch
 
 EVAL_STREAM = 2**31  # number of the random stream of held-out evaluation
@@ -60,7 +61,7 @@ class PPOTrainer:
     def __init__(
         self,
         config: PPOStage,
-        built: Built,
+        networks: Networks,
         tokenizer: Any,
         reward: Rewards,
         train_records: Sequence[Record],
@@ -74,7 +75,7 @@ class PPOTrainer:
 
         Args:
             config: of the stage
-            built: policy, value model and reference, see `build_networks`
+            networks: policy, value model and reference, see `build_networks`
             tokenizer: the policy's, with a chat template and a PAD of its own
             reward: scores texts
             train_records: prompt-only records
@@ -84,7 +85,7 @@ class PPOTrainer:
             gold: judges held-out completions beside the reward, and is never optimised
         """
         self.config, self.tokenizer, self.reward, self.gold = config, tokenizer, reward, gold
-        self.eos_token_ids, self.reference = eos_token_ids, built.reference
+        self.eos_token_ids = eos_token_ids
         self.output_dir = Path(config.output_dir)
         self.accelerator = new_accelerator(config)
         self.group = Group(self.accelerator)
@@ -96,7 +97,7 @@ class PPOTrainer:
         self.batch = self.local_batch * self.group.world
         self.rollouts = -(-config.total_episodes // self.batch)
         self._take_prompts(train_records, eval_records)
-        self._take_networks(built, ptx_records)
+        self._take_networks(networks, ptx_records)
         self.server = vllm.connect(config, self.accelerator) if config.vllm_url else None
         self.progress = state.Progress(kl_coef=config.kl_coef)
         self.scale = RunningScale()
@@ -117,15 +118,16 @@ class PPOTrainer:
                 "max_completion_length); raise max_length or give shorter prompts"
             )
 
-    def _take_networks(self, built: Built, ptx_records: Sequence[Record]) -> None:
+    def _take_networks(self, networks: Networks, ptx_records: Sequence[Record]) -> None:
         config = self.config
         if config.gradient_checkpointing:
-            enable_checkpointing(built.networks)
-        optimizer = new_optimizer(config, built.networks)
-        self.networks, self.optimizer = self.accelerator.prepare(built.networks, optimizer)
+            enable_checkpointing(networks)
+        if is_sharded(self.accelerator):
+            keep_precision(self.accelerator)
+            networks.prepare_sampling_in_pieces()
+        optimizer = new_optimizer(config, networks)
+        self.networks, self.optimizer = self.accelerator.prepare(networks, optimizer)
         self.networks.train()
-        if self.reference.model is not None:
-            self.reference.model.to(self.accelerator.device)
         steps = self.rollouts * config.num_ppo_epochs * config.num_mini_batches
         ptx = None
         if ptx_records:
@@ -268,7 +270,6 @@ class PPOTrainer:
     def _score(self, prompts: Sequence[Prompt], completions: Completions) -> Rollout:
         return score_rollout(
             self.networks,
-            self.reference,
             prompts,
             completions,
             self._together(self.reward),
@@ -378,16 +379,14 @@ class PPOTrainer:
     def _save(self) -> None:
         """Write a checkpoint of this moment, between two rollouts."""
         self.progress.scale = dict(vars(self.scale))
-        if self.accelerator.is_main_process:
-            networks = self.accelerator.unwrap_model(self.networks)
-            state.save(
-                self.output_dir,
-                self.progress,
-                networks,
-                self.optimizer,
-                {k: w for k, w in self._kept().items() if w},
-                self._run_facts(),
-            )
+        state.save(
+            self.output_dir,
+            self.progress,
+            self.accelerator.unwrap_model(self.networks),
+            self.optimizer,
+            {k: w for k, w in self._kept().items() if w},
+            self._run_facts(),
+        )
         self.accelerator.wait_for_everyone()
 
     def _kept(self) -> dict[str, state.Weights]:
@@ -418,11 +417,13 @@ class PPOTrainer:
         Args:
             write: adds lineage.json to the folder, on the main process
         """
-        if self.accelerator.is_main_process:
-            out = self.output_dir
-            with checkpoint.disk_errors(out), checkpoint.finish_run(out) as folder:
-                write_policy(folder, self.accelerator.unwrap_model(self.networks), self.tokenizer)
-                write(folder)
+        networks, out = self.accelerator.unwrap_model(self.networks), self.output_dir
+        main = self.accelerator.is_main_process
+        with networks.whole_policy("cpu" if main else "meta") as policy:
+            if main:
+                with checkpoint.disk_errors(out), checkpoint.finish_run(out) as folder:
+                    write_policy(folder, policy, self.tokenizer)
+                    write(folder)
         self.accelerator.wait_for_everyone()
 
     def evidence(self) -> dict[str, Any]:

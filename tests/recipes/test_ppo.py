@@ -109,7 +109,7 @@ def test_the_value_model_starts_as_the_reward_model(world):
     values = {**read_yaml(world / "ppo.yaml"), "output_dir": "x"}
     config = build(PPOStage, values, "test")
     tokenizer = checkpoint.load_tokenizer(config.model_name_or_path)
-    networks, _ = build_networks(config, checkpoint.load_policy(config, tokenizer), tokenizer)
+    networks = build_networks(config, checkpoint.load_policy(config, tokenizer), tokenizer)
     scorer = RewardScorer.load(config.reward_model, device="cpu")
     (row,) = scorer.encode(["how many"], ["two apples"])
     n = len(row)
@@ -118,12 +118,32 @@ def test_the_value_model_starts_as_the_reward_model(world):
     torch.testing.assert_close(value, scorer.score_ids([row])[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def adapter(world) -> Path:
+    """A reward model as an adapter of the SFT model, as recipes/reward.py leaves it with LoRA."""
+    (world / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in tiny.pairs(24)))
+    flags = ["--model_name_or_path", str(world / "sft"), "--datasets"]
+    flags += [f"{{{world / 'pairs.jsonl'}: 1.0}}", "--output_dir", str(world / "adapter")]
+    flags += ["--learning_rate", "0.01", "--per_device_train_batch_size", "4", "--max_steps", "3"]
+    flags += ["--use_peft", "true", "--max_length", "128", "--center_samples", "4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["reward.py", *flags])
+        runpy.run_path(str(ROOT / "recipes/reward.py"))["main"]()
+    return world / "adapter"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", ["false", "true"])
-def test_killed_at_any_moment_and_resumed_gives_the_same_weights(world, lora, monkeypatch):
-    whole, cut = world / f"whole-{lora}", world / f"killed-{lora}"
-    run(monkeypatch, world, whole, "--use_peft", lora, "--total_episodes", "40")
-    arguments = argv(world, cut, "--use_peft", lora, "--total_episodes", "40")
+@pytest.mark.parametrize("kind", ["full", "lora", "shared"])
+def test_killed_at_any_moment_and_resumed_gives_the_same_weights(
+    world, kind, adapter, monkeypatch, capsys
+):
+    whole, cut = world / f"whole-{kind}", world / f"killed-{kind}"
+    flags = ["--use_peft", json.dumps(kind != "full"), "--total_episodes", "40"]
+    flags += ["--reward_model", str(adapter)] if kind == "shared" else []
+    run(monkeypatch, world, whole, *flags)
+    shared = "reward model: one adapter more on the policy's backbone" in capsys.readouterr().err
+    assert shared == (kind == "shared")
+    arguments = argv(world, cut, *flags)
     process = start([sys.executable, *arguments])
     deadline = time.time() + 120
     while not list(cut.glob("checkpoint-*")) and process.poll() is None and time.time() < deadline:
@@ -132,7 +152,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_weights(world, lora, mo
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (cut / "lineage.json").exists(), "it ended before it was killed"
-    run(monkeypatch, world, cut, "--use_peft", lora, "--total_episodes", "40", "--resume", "true")
+    run(monkeypatch, world, cut, *flags, "--resume", "true")
     assert checkpoint.weights_sha256(cut) == checkpoint.weights_sha256(whole)
     assert [m["rollout"] for m in lines(cut)] == [m["rollout"] for m in lines(whole)]
 

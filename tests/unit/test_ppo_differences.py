@@ -113,7 +113,8 @@ from align.errors import CheckpointError
 from align.ppo import advantages as adv
 from align.ppo import generate, loss, metrics, models
 from align.ppo.accelerator import enable_checkpointing
-from align.ppo.build import add_adapters, assemble
+from align.ppo.adapters import add_adapters
+from align.ppo.build import assemble
 from align.ppo.rollout import tokenize
 from align.scoring import RewardScorer
 
@@ -450,7 +451,7 @@ def test_the_mean_ratio_leaves_padding_out_and_trls_does_not():
 def two_adapters(*, recompute: bool) -> Any:
     settings = ppo_tiny.config(Path("x"), use_peft=True)
     policy = add_adapters(ppo_tiny.llama(), lora_config(settings, "CAUSAL_LM"), seed=0)
-    networks, _ = assemble(policy, None, seed=0)
+    networks = assemble(policy, None, seed=0)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in networks.named_parameters():
         if "lora_B" in name:  # as after some training

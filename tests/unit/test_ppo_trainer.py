@@ -1,6 +1,7 @@
 """The trainer as a whole, on networks of 25k parameters."""
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import ppo_tiny
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from align import checkpoint
 from align.checkpoint.load import quiet_peft
@@ -15,6 +17,7 @@ from align.errors import CheckpointError, ConfigError, Interrupted
 from align.ppo.build import assemble
 from align.ppo.generate import Completions
 from align.ppo.metrics import kl_per_completion
+from align.ppo.models import causal_lm
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:
@@ -36,6 +39,32 @@ def test_first_pass_has_ratio_1_and_no_kl(tmp_path, lora):
     assert line["clipfrac"] == 0
     assert line["kl"] == pytest.approx(0, abs=1e-6)
     assert line["approx_kl"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_bf16_computes_in_bfloat16_and_keeps_float32_weights(tmp_path, lora):
+    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers a process's precision
+    settings = ppo_tiny.config(
+        tmp_path, bf16=True, num_ppo_epochs=1, total_episodes=32, use_peft=lora, learning_rate=1e-2
+    )
+    trainer = ppo_tiny.trainer(settings)
+    seen = []
+    lm = causal_lm(trainer.accelerator.unwrap_model(trainer.networks).policy)
+    lm.model.layers[0].mlp.gate_proj.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+    before = weights(trainer)
+    trainer.train()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    lines = [m for m in metrics(tmp_path) if "loss/policy" in m]
+    assert len(lines) == 4 and set(seen) == {torch.bfloat16}
+    for line in lines:  # one optimizer step a rollout: the first mini-batch
+        assert math.isfinite(line["loss/policy"]) and math.isfinite(line["loss/value"])
+        assert line["ratio_mean"] == pytest.approx(1, abs=1e-2)
+        assert line["ratio_max"] == pytest.approx(1, abs=1e-2)
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-4)  # the reference computes in it too
+    assert {p.dtype for p in weights(trainer).values()} == {torch.float32}
+    moments = [v for of in trainer.optimizer.state_dict()["state"].values() for v in of.values()]
+    assert {m.dtype for m in moments} == {torch.float32}
+    assert any(not torch.equal(p, before[n]) for n, p in weights(trainer).items())
 
 
 @pytest.mark.slow
@@ -308,7 +337,7 @@ def test_the_saved_policy_is_the_trained_one(tmp_path, lora):
 
 
 def test_dropout_is_off_in_all_networks():
-    networks, _ = assemble(ppo_tiny.llama(attention_dropout=0.3), None, seed=0)
+    networks = assemble(ppo_tiny.llama(attention_dropout=0.3), None, seed=0)
     assert all(
         value == 0
         for module in networks.modules()
