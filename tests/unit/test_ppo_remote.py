@@ -211,7 +211,7 @@ def test_the_server_samples_with_the_weights_of_each_rollout(tmp_path, lora, mon
 
 def test_merged_weights_are_those_of_base_and_adapter_and_nothing_is_changed(tmp_path):
     settings = ppo_tiny.config(tmp_path, use_peft=True)
-    policy = build_networks(settings, ppo_tiny.llama(), ppo_tiny.tokenizer()).networks.policy
+    policy = build_networks(settings, ppo_tiny.llama(), ppo_tiny.tokenizer()).policy
     for name, parameter in policy.named_parameters():
         if "lora_B.default" in name:
             parameter.data.normal_(std=0.2)
