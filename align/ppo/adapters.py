@@ -23,6 +23,7 @@ from align.checkpoint.load import quiet_peft
 from align.checkpoint.tokenizer_files import read_json
 from align.config import PPOStage
 from align.errors import ConfigError, is_main_process
+from align.ppo.lora import fuse
 from align.ppo.models import POLICY, REWARD, VALUE, Networks, Sequences
 from align.scoring import RewardScorer
 
@@ -162,6 +163,7 @@ def add_adapters(
                 assert not found.unexpected_keys, found.unexpected_keys
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name and f".{REWARD}." not in name)
+    fuse(model)
     return model
 
 

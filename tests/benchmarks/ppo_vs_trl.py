@@ -3,19 +3,24 @@
     python tests/benchmarks/ppo_vs_trl.py [--json] [--pairs 5] [--setting full] [--quick]
 
 Both train the same random-weight Llama on the same prompts, with a reward model, a value model and
-a reference of the same size, the same number of rollouts, epochs and optimizer steps. Completions
-end by EOS with the same probability at every token, so their lengths have a real spread. The two
-alternate in one run, each in a process of its own; a ratio is one of ours to the one of TRL right
-beside it. TRL runs in an environment of its own, which this program makes in --env: it shares the
-installed packages of this one except trl.
+a reference of the same size, the same number of rollouts, epochs and optimizer steps. Both are made
+to write completions of the same lengths: `ends` draws for each completion of each rollout where its
+EOS comes, with a real spread and some that the limit cuts. No ratio is printed where the mean
+lengths or the optimizer steps differ all the same. The two alternate in one run, each in a process
+of its own; a ratio is one of ours to the one of TRL right beside it. Peak memory is that of the
+whole process without what its imports took. TRL runs in an environment of its own, which this
+program makes in --env: it shares the installed packages of this one except trl.
 
-Settings: `full` (all weights, float32), `lora` (rank 16 on all linear layers; TRL still trains all
-weights of its value model), `recommended` (LoRA, micro-batches four times as large here), `memory`
-(LoRA on a model of 65M parameters).
+Settings: `full` (all weights, float32), `lora` (rank 16 on all linear layers, float32; here policy,
+value model and reward model are adapters of one backbone, TRL trains all weights of its value model
+and holds a whole reward model), `recommended` (here with what recipes/README.md recommends for
+speed on a CPU; TRL as in `lora`), `memory` (as `lora`, on 65M parameters).
 """
 
 import argparse
 import json
+import os
+import random
 import resource
 import statistics
 import subprocess
@@ -27,22 +32,41 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS, PAD, EOS = 512, 0, 1
-KEPT = ("episodes_per_second", "peak_mib", "completion_length", "optimizer_steps")
-MEAN_LENGTH = 24  # of completions that are not cut
-SIZES = {"full": (128, 4), "lora": (128, 4), "recommended": (128, 4), "memory": (640, 12)}
+WORDS, EOS, PAD = 512, 0, 511
+LIMIT, MEAN_LENGTH = 64, 24  # tokens of a completion: the most, and the mean of those not cut
+KEPT = (
+    "episodes_per_second",
+    "cpu_seconds_per_episode",
+    "peak_mib",
+    "completion_length",
+    "optimizer_steps",
+)
+SMALL, LARGE = (128, 4), (640, 12)  # width, layers: 0.9M and 65M parameters
+RECOMMENDED = {"per_device_train_batch_size": 16}
+SETTINGS = {
+    "full": {"size": SMALL, "lora": False},
+    "lora": {"size": SMALL, "lora": True},
+    "recommended": {"size": SMALL, "lora": True, "ours": RECOMMENDED},
+    "memory": {
+        "size": LARGE,
+        "lora": True,
+        "batch": 16,
+        "rollouts": 2,
+        "epochs": 1,
+    },
+}
 
 
 # ---------------------------------------------------------------- the same for both
 
 
 def tokenizer():
-    """Words w2 … w511 around PAD and EOS; one token a word."""
+    """EOS, words w1 … w510, PAD; one token a word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {"<pad>": PAD, "<eos>": EOS, **{f"w{i}": i for i in range(2, WORDS)}}
-    core = Tokenizer(models.WordLevel(words, "w2"))
+    words = {"<eos>": EOS, "<pad>": PAD, **{f"w{i}": i for i in range(1, PAD)}}
+    core = Tokenizer(models.WordLevel(words, "w1"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
     made.padding_side = "left"
@@ -55,31 +79,29 @@ def tokenizer():
 
 def prompts(n: int) -> list[str]:
     """Prompts of 32 to 64 words."""
-    import random
-
     draw = random.Random(0)
     return [
-        " ".join(f"w{draw.randrange(2, WORDS)}" for _ in range(draw.randint(32, 64)))
+        " ".join(f"w{draw.randrange(1, PAD)}" for _ in range(draw.randint(32, 64)))
         for _ in range(n)
     ]
 
 
-def causal_lm(width: int, layers: int):
-    """A random Llama whose next token is EOS with a probability of about 1 / MEAN_LENGTH."""
-    import math
+def ends(rollout: int, n: int) -> list[int]:
+    """Which token, counted from 0, is the EOS of each of a rollout's n completions.
 
+    It comes with a probability of 1 / MEAN_LENGTH at every token; at LIMIT or later it never does.
+    """
+    draw = random.Random(rollout)
+    return [int(draw.expovariate(1 / MEAN_LENGTH)) for _ in range(n)]
+
+
+def causal_lm(width: int, layers: int):
+    """A random Llama; its next token is any of the words with about the same probability."""
     import torch
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    lm = LlamaForCausalLM(llama_config(width, layers)).eval()
-    with torch.no_grad():
-        lm.model.embed_tokens.weight[:, 0] = 0.2  # a direction that every hidden state has
-        ids = torch.randint(2, WORDS, (16, 48))
-        constant = lm.model(ids).last_hidden_state[..., 0].mean()
-        lm.lm_head.weight[:, 0] = 0
-        lm.lm_head.weight[EOS, 0] = math.log(WORDS / MEAN_LENGTH) / constant
-    return lm
+    return LlamaForCausalLM(llama_config(width, layers)).eval()
 
 
 def reward_model(width: int, layers: int):
@@ -115,93 +137,138 @@ def llama_config(width: int, layers: int):
 
 def run_ours(job: dict) -> dict:
     """Episodes a second of align.ppo."""
+    import peft  # noqa: F401 (imports are not counted)
+    import torch
+
     from align.checkpoint import lora_config
     from align.config import PPOStage
-    from align.ppo.build import add_adapters, assemble
+    from align.ppo import trainer as ppo
+    from align.ppo.adapters import RewardAdapter, SharedScorer, add_adapters
+    from align.ppo.build import assemble
     from align.ppo.rewards import Rewards
-    from align.ppo.trainer import PPOTrainer
     from align.scoring import RewardScorer
 
-    lora = job["setting"] != "full"
+    imports = memory()
+    micro = min(job["ours"].get("per_device_train_batch_size", job["micro"]), job["batch"])
+    settings = {
+        **job["ours"],
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": job["batch"] // micro,
+        "per_device_rollout_batch_size": job["batch"],
+    }
     config = PPOStage(
         model_name_or_path="random",
         datasets={"random": 1.0},
         output_dir=str(Path(job["folder"]) / "ours"),
         reward_functions={"random": 1.0},
         learning_rate=1e-5,
-        per_device_train_batch_size=job["micro"] * (4 if job["setting"] == "recommended" else 1),
-        gradient_accumulation_steps=job["batch"]
-        // (job["micro"] * (4 if job["setting"] == "recommended" else 1)),
         total_episodes=job["batch"] * job["rollouts"],
         num_ppo_epochs=job["epochs"],
-        max_completion_length=64,
+        max_completion_length=LIMIT,
         max_length=128,
-        per_device_rollout_batch_size=job["batch"],
-        use_peft=lora,
+        use_peft=job["lora"],
         lora_r=16,
         save_steps=10**6,
+        **settings,
     )
-    lm, scorer = causal_lm(*job["size"]), RewardScorer(reward_model(*job["size"]), tokenizer())
-    if lora:
-        policy = add_adapters(lm, lora_config(config, "CAUSAL_LM"), seed=0)
-        built = assemble(policy, None, seed=0)
+    dtype = getattr(torch, config.dtype)
+    lm = causal_lm(*job["size"]).to(dtype)
+    if job["lora"]:
+        lora, head = lora_config(config, "CAUSAL_LM"), torch.randn(1, job["size"][0])
+        reward = RewardAdapter("random", lora, {}, head, 0.0, tokenizer(), PAD)
+        score = SharedScorer(reward, job["batch"])
+        policy = add_adapters(lm, lora, seed=0, reward=reward)
+        networks = assemble(policy, None, seed=0, reward=reward)
+        score.attach(networks)
     else:
-        built = assemble(lm, reward_model(*job["size"]), seed=0)
-    before = memory()
+        networks = assemble(lm, reward_model(*job["size"]), seed=0)
+        scorer = RewardScorer(reward_model(*job["size"]), tokenizer())
 
-    def score(records, completions, ended):
-        return scorer([r["prompt"] for r in records], completions, ended)
+        def score(records, completions, ended):
+            return scorer([r["prompt"] for r in records], completions, ended)
 
-    trainer = PPOTrainer(
+    drawn = ppo.draws
+
+    def scheduled(seed, stream, rows, tokens):
+        """0 draws EOS, the first of the words; the upper half draws none (nor PAD, the last)."""
+        uniforms = 0.5 + 0.49 * drawn(seed, stream, rows, tokens)
+        for row, end in enumerate(ends(stream, rows)):
+            uniforms[row, end : end + 1] = 0
+        return uniforms
+
+    ppo.draws = scheduled
+    trainer = ppo.PPOTrainer(
         config,
-        built,
+        networks,
         tokenizer(),
         Rewards({"random": (1.0, score)}),
         [{"prompt": p} for p in prompts(4 * job["batch"])],
         [],
         eos_token_ids=[EOS],
     )
+    advance, moments = trainer.watch.advance, []
+
+    def clock(*args):
+        advance(*args)
+        moments.append((time.perf_counter(), time.process_time()))
+
+    trainer.watch.advance = clock
     trainer.train()
     lines = (trainer.output_dir / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines][1:]  # the first one warms up
+    rows = [row for row in map(json.loads, lines) if "completion_length" in row]
     return {
-        "episodes_per_second": job["batch"] * len(rows) / sum(r["seconds/all"] for r in rows),
+        **pace(moments, job),
         "completion_length": statistics.mean(r["completion_length"] for r in rows),
         "optimizer_steps": trainer.progress.step,
-        "peak_mib": memory() - before,
+        "peak_mib": memory() - imports,
+        "phases": {
+            k: statistics.mean(r[k] for r in rows[1:]) for k in rows[0] if k.startswith("seconds/")
+        },
     }
 
 
 def run_trl(job: dict) -> dict:
     """Episodes a second of TRL 1.12.0."""
+    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-    lora = job["setting"] != "full"
+    imports = memory()
     ids = [tokenizer()(p)["input_ids"] for p in prompts(4 * job["batch"])]
     lm, score = causal_lm(*job["size"]), reward_model(*job["size"])
-    reference = None if lora else causal_lm(*job["size"])
+    reference = None if job["lora"] else causal_lm(*job["size"])
     value = reward_model(*job["size"])
-    before = memory()
-    moments: list[float] = []
+    moments: list[tuple[float, float]] = []
     lengths: list[float] = []
-
     generation = ppo_trainer.batch_generation
 
-    def counted(model, queries, *rest):
-        done = generation(model, queries, *rest)
-        stopped = (done[0][:, queries.shape[1] :] == EOS).cumsum(1)  # (B, T)
-        spoken = (stopped == 0).sum(1) + (stopped[:, -1] > 0)  # with EOS
-        lengths.append(spoken.float().mean().item())
+    def scheduled(model, queries, *rest):
+        """Generation in which EOS comes where `ends` says and PAD nowhere; counts tokens."""
+        width, due = queries.shape[1], torch.tensor(ends(len(lengths), len(queries)))
+
+        def end(ids, scores):
+            now = due == ids.shape[1] - width
+            scores[:, PAD] = -1e4
+            scores[:, EOS] = torch.where(now, 1e4, -1e4)
+            return scores
+
+        plain = model.generate
+        model.generate = lambda **options: plain(logits_processor=[end], **options)
+        try:
+            done = generation(model, queries, *rest)
+        finally:
+            del model.generate
+        stopped = (done[0][:, width:] == EOS).cumsum(1)  # (B, T)
+        lengths.append(((stopped == 0).sum(1) + stopped[:, -1].clamp(max=1)).float().mean().item())
         return done
 
-    ppo_trainer.batch_generation = counted
+    ppo_trainer.batch_generation = scheduled
 
     class Clock(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            moments.append(time.perf_counter())
+            moments.append((time.perf_counter(), time.process_time()))
 
     trainer = PPOTrainer(
         args=PPOConfig(
@@ -211,7 +278,7 @@ def run_trl(job: dict) -> dict:
             gradient_accumulation_steps=job["batch"] // job["micro"],
             total_episodes=job["batch"] * job["rollouts"],
             num_ppo_epochs=job["epochs"],
-            response_length=64,
+            response_length=LIMIT,
             stop_token="eos",
             temperature=1.0,
             local_rollout_forward_batch_size=job["batch"],
@@ -232,17 +299,25 @@ def run_trl(job: dict) -> dict:
         value_model=value,
         train_dataset=Dataset.from_dict({"input_ids": ids}),
         eval_dataset=Dataset.from_dict({"input_ids": ids[: job["batch"]]}),
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if lora else None,
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+        if job["lora"]
+        else None,
         callbacks=[Clock()],
     )
     trainer.train()
-    spent = moments[-1] - moments[0]
     return {
-        "episodes_per_second": job["batch"] * (len(moments) - 1) / spent,
-        "completion_length": statistics.mean(lengths[1:]),
+        **pace(moments, job),
+        "completion_length": statistics.mean(lengths),
         "optimizer_steps": job["rollouts"] * job["epochs"],
-        "peak_mib": memory() - before,
+        "peak_mib": memory() - imports,
     }
+
+
+def pace(moments: list[tuple[float, float]], job: dict) -> dict:
+    """Speed between the end of the first rollout, which warms up, and that of the last."""
+    episodes = job["batch"] * (len(moments) - 1)
+    wall, cpu = (b - a for a, b in zip(moments[0], moments[-1], strict=True))
+    return {"episodes_per_second": episodes / wall, "cpu_seconds_per_episode": cpu / episodes}
 
 
 def memory() -> float:
@@ -268,34 +343,46 @@ def peer_python(folder: Path) -> Path:
 def one(python: Path, who: str, job: dict) -> dict:
     """One training run in a process of its own."""
     command = [str(python), __file__, "--worker", who, "--job", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
     if done.returncode:
         raise SystemExit(f"{who} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def environment() -> dict[str, str]:
+    """For both: no network, this checkout, and threads that sleep where they wait for each other,
+    so that a busy machine slows both alike.
+    """
+    ours = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **ours, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+
+
+def same_work(setting: str, ours: dict, theirs: dict) -> None:
+    """Refuse to compare runs that didn't do the same."""
+    lengths = ours["completion_length"], theirs["completion_length"]
+    steps = ours["optimizer_steps"], theirs["optimizer_steps"]
+    if abs(lengths[0] / lengths[1] - 1) > 0.02 or steps[0] != steps[1]:
+        raise SystemExit(
+            f"{setting}: not the same work, so there is no ratio: completions of {lengths[0]:.2f} "
+            f"and {lengths[1]:.2f} tokens, {steps[0]} and {steps[1]} optimizer steps"
+        )
+
+
 def compare(setting: str, pairs: int, quick: bool, env: Path) -> dict:
     """Alternate ours and TRL's; ratios of episodes a second and of peak memory."""
     peer = peer_python(env)
-    job = {
-        "setting": setting,
-        "size": SIZES[setting],
-        "batch": 16 if quick else 64,
-        "micro": 4 if quick else 8,
-        "rollouts": 2 if quick or setting == "memory" else 4,
-        "epochs": 2 if quick else 4,
-    }
+    small = {"batch": 16, "micro": 4, "rollouts": 2, "epochs": 2} if quick else {}
+    usual = {"batch": 64, "micro": 8, "rollouts": 4, "epochs": 4, "ours": {}}
+    job = {**usual, **SETTINGS[setting], **small}
     ours, theirs = [], []
     for _ in range(pairs):
         with tempfile.TemporaryDirectory() as folder:
             ours.append(one(Path(sys.executable), "ours", {**job, "folder": folder}))
             theirs.append(one(peer, "trl", {**job, "folder": folder}))
         print(f"{setting}: ours {ours[-1]}\n{setting}: trl  {theirs[-1]}", file=sys.stderr)
-    speed = [
-        a["episodes_per_second"] / b["episodes_per_second"]
-        for a, b in zip(ours, theirs, strict=True)
-    ]
-    room = [a["peak_mib"] / b["peak_mib"] for a, b in zip(ours, theirs, strict=True)]
+        same_work(setting, ours[-1], theirs[-1])
+    speed = ratios(ours, theirs, "episodes_per_second")
+    room = ratios(ours, theirs, "peak_mib")
 
     def median(runs: list[dict], key: str) -> float:
         return statistics.median(run[key] for run in runs)
@@ -308,17 +395,23 @@ def compare(setting: str, pairs: int, quick: bool, env: Path) -> dict:
         "memory_ratio_median": statistics.median(room),
         "memory_ratio_min": min(room),
         "memory_ratio_max": max(room),
+        "cpu_ratio_median": statistics.median(ratios(theirs, ours, "cpu_seconds_per_episode")),
         "ours": {k: median(ours, k) for k in KEPT},
         "peer": {k: median(theirs, k) for k in KEPT},
         "setting": f"{job}, {pairs} alternating pairs, trl 1.12.0",
     }
 
 
+def ratios(a: list[dict], b: list[dict], key: str) -> list[float]:
+    """Each run's number to that of the run beside it."""
+    return [x[key] / y[key] for x, y in zip(a, b, strict=True)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="results as the last line of stdout")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--setting", choices=SIZES, action="append")
+    parser.add_argument("--setting", choices=SETTINGS, action="append")
     parser.add_argument("--quick", action="store_true", help="a small run that shows that it works")
     parser.add_argument("--env", type=Path, default=ROOT / "build/trl-1.12.0")
     parser.add_argument("--worker", choices=("ours", "trl"))
@@ -330,7 +423,7 @@ def main() -> None:
         return
     found = [
         compare(setting, options.pairs, options.quick, options.env)
-        for setting in options.setting or SIZES
+        for setting in options.setting or SETTINGS
     ]
     for row in found:
         print(
