@@ -180,12 +180,14 @@ def command_eval(args: list[str]) -> None:
     from align.evaluation.gates import check_gates, parse_gate
     from align.evaluation.look import look
     from align.evaluation.results import table as results_table
+    from align.evaluation.start import quick_imports
 
     gates = [parse_gate(text) for text in options.gate]
     models = [options.model or newest_checkpoint(), *options.baseline]
     for model in models:
         look(model, options.suite, options.include_path)
-    from align.evaluation.run import evaluate
+    with quick_imports():
+        from align.evaluation.run import evaluate
 
     outputs = [options.output, *[None] * len(options.baseline)]
     outputs = [folder or _eval_folder(m) for folder, m in zip(outputs, models, strict=True)]

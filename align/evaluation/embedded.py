@@ -6,7 +6,7 @@ to an item is left out; one that applies but has no score is None (unscored).
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,22 @@ Loglikelihoods = Sequence[tuple[float, bool]]
 
 def load_items(config_source: str, **_: Any) -> dict[str, Any]:
     """lm-eval's ``custom_dataset``: items.jsonl and fewshot.jsonl beside the task's YAML file."""
-    from datasets import Dataset
-
     folder = Path(config_source).parent
     splits = {"test": folder / "items.jsonl", "fewshot": folder / "fewshot.jsonl"}
-    return {name: Dataset.from_list(read_jsonl(path)) for name, path in splits.items()}
+    return {name: Items(read_jsonl(path)) for name, path in splits.items()}
+
+
+class Items(list[dict[str, Any]]):
+    """The rows of a split, as much of a `datasets.Dataset` as lm-eval asks of one.
+
+    Every row has every field, None where the file leaves it out. The real thing takes half a
+    second to import, and turns an integer into a float when another row has a float there.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        rows = list(rows)
+        self.features: dict[str, None] = dict.fromkeys(key for row in rows for key in row)
+        super().__init__({key: row.get(key) for key in self.features} for row in rows)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
