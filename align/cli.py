@@ -172,13 +172,16 @@ def _overrides(settings: list[str]) -> dict[str, dict[str, Any]]:
 # ---------------------------------------------------------------- eval
 
 
-def command_eval(args: list[str]) -> None:
+def command_eval(args: list[str]) -> int | None:
     """``align eval``."""
     if args[:1] == ["selftest"]:
-        return _selftest(args[1:])
+        _selftest(args[1:])
+        return None
     options = _eval_parser().parse_args(args)
+    from align.evaluation.export import export
     from align.evaluation.gates import check_gates, parse_gate
     from align.evaluation.look import look
+    from align.evaluation.processes import is_first, launch, leave, started_by_a_launcher
     from align.evaluation.results import table as results_table
     from align.evaluation.start import quick_imports
 
@@ -186,6 +189,8 @@ def command_eval(args: list[str]) -> None:
     models = [options.model or newest_checkpoint(), *options.baseline]
     for model in models:
         look(model, options.suite, options.include_path)
+    if options.processes > 1 and not started_by_a_launcher():
+        return launch(options.processes, args)
     with quick_imports():
         from align.evaluation.run import evaluate
 
@@ -206,6 +211,9 @@ def command_eval(args: list[str]) -> None:
         )
         for model, output in zip(models, outputs, strict=True)
     ]
+    leave()
+    if not is_first():
+        return None
     tax = _eval_tax(models, outputs) if options.baseline else None
     if options.json:
         content = results[0] if tax is None else {**results[0], "tax": tax}
@@ -218,8 +226,14 @@ def command_eval(args: list[str]) -> None:
 
             print(tax_table(tax))
         print(f"results: {_shown(outputs[0] / 'results.json')}")
+    for path in export(outputs[0], options.export) if options.export else []:
+        print(f"exported: {_shown(path)}", file=sys.stderr)
     for line in check_gates(results[0], tax, gates):
         print(line, file=sys.stderr)
+    return None
+
+
+EXPORTS = ("lm-eval", "every-eval-ever")
 
 
 def _eval_parser() -> Parser:
@@ -232,10 +246,12 @@ def _eval_parser() -> Parser:
     parser.add_argument("--num-fewshot", type=_shots, help="worked examples (default: the task's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling and choice of items")
     parser.add_argument("--batch-size", type=_batch_size, default="auto", help="number or auto")
+    parser.add_argument("--processes", type=_positive, default=1, help="share the work among N")
     parser.add_argument("--toxicity-model", default="quickstart", help="toxicity classifier")
     parser.add_argument("--include-path", type=Path, help="folder with task YAMLs of your own")
     parser.add_argument("--allow-missing", action="store_true", help="go on without missing data")
     parser.add_argument("--gate", action="append", default=[], help='e.g. "tax<1.0pp"; else exit 1')
+    parser.add_argument("--export", action="append", default=[], choices=EXPORTS, help="repeatable")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     return parser
 

@@ -7,7 +7,7 @@ and finished completions leave the batch.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,11 +19,20 @@ from transformers import PreTrainedModel
 
 from align.errors import EvalError
 from align.evaluation import decoding
-from align.evaluation.batching import Batcher, Cost
+from align.evaluation.batching import (
+    COMPANY,
+    STEM,
+    Batcher,
+    Cost,
+    by_shape,
+    padded_length,
+    with_company,
+)
 from align.evaluation.kv import expanded, is_shareable, selected, takes
 from align.evaluation.sharing import Branch, plan
 
 Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
+DIGITS = 5  # of a log-likelihood: what float32 can tell
 MAX_COPIES = 32  # samples of one prompt that are generated together
 
 
@@ -34,12 +43,29 @@ class Unique(NamedTuple):
     requests: list[int]
 
 
+class Work(NamedTuple):
+    """What is being scored: inputs behind one trunk, and where their answers go."""
+
+    depth: int
+    """Tokens of the trunk."""
+    cache: Any
+    unique: list[Unique]
+    limits: list[int]
+    asked: list[bool]
+    requests: list[Encoded]
+    answers: list[tuple[float, bool]]
+
+
 class Job(NamedTuple):
     """One completion to generate; ``sample`` tells samples of the same prompt apart."""
 
     context: str
     settings: dict[str, Any]
     sample: int = 0
+
+    def key(self) -> tuple[str, str, int]:
+        """What its answer is kept under."""
+        return self.context, json.dumps(self.settings, sort_keys=True), self.sample
 
 
 class PrefixLM(TemplateLM):
@@ -76,6 +102,7 @@ class PrefixLM(TemplateLM):
         vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self.batches = Batcher(model.device, batch_size, vocabulary)
         self._shares: bool | None = None
+        self.skip: Callable[[str, Any], bool] = lambda kind, request: False
         self._encoded: dict[str, list[int]] = {}
         self._prefix_text = tokenizer.decode(self.prefix_token_id)
 
@@ -179,28 +206,30 @@ class PrefixLM(TemplateLM):
 
         1. Cut each context + continuation from the left to the model's context, as lm-eval does.
         2. Requests that differ in their last token only are one input.
-        3. Find the prefixes worth computing once. 4. Score branch by branch in batches.
+        3. Find the prefixes worth computing once, from all requests: the same ones whichever of
+           them are skipped.
+        4. Score rows of one shape at a time (see `batching`), so that their numbers don't depend
+           on what else is asked for.
         """
         answers: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         unique = self._unique(requests)
         limits = [self._first_needed(u, requests) for u in unique]
+        asked = [not all(self._skipped(requests[i]) for i in u.requests) for u in unique]
         for trunk in plan([u.tokens for u in unique], limits):
+            if not any(asked[i] for branch in trunk.branches for i in branch.rows):
+                continue
             cache = self._trunk(unique[trunk.branches[0].rows[0]].tokens[: trunk.depth])
             depth = trunk.depth if cache is not None else 0
-            by_length = sorted(
-                trunk.branches, key=lambda b: -max(len(unique[i].tokens) for i in b.rows)
-            )
-            fits = [self._fits(b, unique, limits) for b in by_length]
-            shared = [b for b, fit in zip(by_length, fits, strict=True) if fit]
-            alone = [b for b, fit in zip(by_length, fits, strict=True) if not fit]
-            loose = [Branch(depth, [i]) for b in alone for i in b.rows]
-            for branches in (loose, shared):
-
-                def score(batch: list[Branch], depth: int = depth, cache: Any = cache) -> None:
-                    self._score(batch, depth, cache, unique, limits, requests, answers)
-
-                self.batches.run(branches, partial(self._cost, unique, limits), score)
+            work = Work(depth, cache, unique, limits, asked, requests, answers)
+            shared = [b for b in trunk.branches if len(b.rows) > 1 and self._can_share()]
+            rows = {i for b in trunk.branches for i in b.rows} - {i for b in shared for i in b.rows}
+            self._score_branches(work, [b for b in shared if any(asked[i] for i in b.rows)])
+            self._score_rows(work, [i for i in sorted(rows) if asked[i]])
         return answers
+
+    def _skipped(self, request: Encoded) -> bool:
+        """True for what need not be answered."""
+        return request[0] is not None and self.skip("loglikelihood", request[0])
 
     def _unique(self, requests: list[Encoded]) -> list[Unique]:
         """Steps 1 and 2."""
@@ -222,70 +251,115 @@ class PrefixLM(TemplateLM):
         """The first position whose prediction is asked for."""
         return len(row.tokens) - max(len(requests[i][2]) for i in row.requests)
 
+    def _can_share(self) -> bool:
+        """True if the model's KV cache can be repeated row by row; found out once."""
+        if self._shares is None:
+            cache = self._forward([[self.prefix_token_id]], 0, None, None, keep=1)[1]
+            self._shares = is_shareable(cache)
+        return self._shares
+
     def _trunk(self, tokens: tuple[int, ...]) -> Any:
         """KV cache (one row) of a shared prefix, None where there is nothing to share."""
-        if not tokens or self._shares is False:
+        if not tokens or not self._can_share():
             return None
-        cache = self._forward([tokens], 0, None, None, keep=1)[1]
-        self._shares = is_shareable(cache)
-        return cache if self._shares else None
+        return self._forward([tokens], 0, None, None, keep=1)[1]
+
+    def _score_rows(self, work: Work, rows: list[int]) -> None:
+        """Score inputs one by one behind the trunk."""
+
+        def score(batch: list[int], length: int) -> None:
+            tails = [work.unique[i].tokens[work.depth :] for i in batch]
+            padded = with_company(tails, length, self._device)
+            cache = expanded(work.cache, len(padded))
+            self._score_tails(work, batch, padded, work.depth, length, cache, None)
+
+        def length_of(i: int) -> int:
+            return padded_length(len(work.unique[i].tokens) - work.depth)
+
+        for length, same in by_shape(rows, length_of):
+            self.batches.run(
+                same,
+                lambda i, n=length: self._cost(work, i, work.depth + n, n),
+                partial(score, length=length),
+            )
+
+    def _score_branches(self, work: Work, branches: list[Branch]) -> None:
+        """Compute what the rows of a branch share, then each row's own end."""
+
+        def score(batch: list[Branch], length: int) -> None:
+            stems = [work.unique[b.rows[0]].tokens[work.depth : b.depth] for b in batch]
+            padded = with_company(stems, length, self._device)
+            cache = expanded(work.cache, len(padded))
+            cache = self._forward(padded, work.depth, cache, None, keep=1, length=length)[1]
+            mask = _past_mask([len(s) for s in stems], work.depth, length, self._device)
+            self._score_leaves(work, batch, cache, mask)
+
+        def length_of(branch: Branch) -> int:
+            # one longer than the stem: a mask without a hole would be left out by transformers
+            return padded_length(branch.depth - work.depth + 1, least=STEM)
+
+        for length, same in by_shape(branches, length_of):
+            self.batches.run(
+                same,
+                lambda b, n=length: Cost(1, work.depth + n, work.depth + n, 1),
+                partial(score, length=length),
+            )
+
+    def _score_leaves(
+        self, work: Work, branches: list[Branch], cache: Any, mask: torch.Tensor
+    ) -> None:
+        """Score the rows of some branches; ``cache`` and ``mask`` have one row a branch."""
+        depths = {i: (g, b.depth) for g, b in enumerate(branches) for i in b.rows if work.asked[i]}
+
+        def score(batch: list[int], length: int) -> None:
+            tails = [work.unique[i].tokens[depths[i][1] :] for i in batch]
+            padded = with_company(tails, length, self._device)
+            starts = [depths[i][1] for i in batch]
+            starts += starts[:1] * (len(padded) - len(batch))
+            owners = [depths[i][0] for i in batch]
+            owners += owners[:1] * (len(padded) - len(batch))
+            index = torch.tensor(owners, device=self._device)
+            own, past = selected(cache, index), mask[index]
+            self._score_tails(work, batch, padded, starts, length, own, past)
+
+        def length_of(i: int) -> int:
+            return padded_length(len(work.unique[i].tokens) - depths[i][1])
+
+        past = mask.shape[1]
+        for length, same in by_shape(list(depths), length_of):
+            self.batches.run(
+                same,
+                lambda i, n=length: self._cost(work, i, past + n, n),
+                partial(score, length=length),
+            )
 
     @staticmethod
-    def _cost(unique: list[Unique], limits: list[int], branch: Branch) -> Cost:
-        """What a branch takes, its share of the cache included."""
-        lengths = [len(unique[i].tokens) for i in branch.rows]
-        kept = max(n - limits[i] for n, i in zip(lengths, branch.rows, strict=True))
-        return Cost(len(lengths), max(lengths), len(lengths) * max(lengths), kept)
+    def _cost(work: Work, i: int, total: int, length: int) -> Cost:
+        """What a row takes that ends ``length`` (padded) tokens behind its cache."""
+        needed = len(work.unique[i].tokens) - work.limits[i]
+        return Cost(1, total, total, min(length, needed))
 
-    def _fits(self, branch: Branch, unique: list[Unique], limits: list[int]) -> bool:
-        """True if a branch shares something and is small enough for one batch."""
-        alone = len(branch.rows) == 1 or self._shares is False
-        return not alone and not self.batches.too_large(self._cost(unique, limits, branch))
-
-    def _score(
+    def _score_tails(
         self,
-        batch: list[Branch],
-        depth: int,
+        work: Work,
+        rows: list[int],
+        tails: list[tuple[int, ...]],
+        starts: int | list[int],
+        length: int,
         cache: Any,
-        unique: list[Unique],
-        limits: list[int],
-        requests: list[Encoded],
-        answers: list[tuple[float, bool]],
+        mask: torch.Tensor | None,
     ) -> None:
-        """Score the rows of some branches of one trunk whose cache is ``depth`` tokens long."""
-        # 1. The branches' own tokens, one row each.
-        mask = None
-        if batch[0].depth > depth and len(batch[0].rows) > 1:
-            stems = [unique[b.rows[0]].tokens[depth : b.depth] for b in batch]
-            cache = self._forward(stems, depth, expanded(cache, len(batch)), None, keep=1)[1]
-            if self._shares is None:
-                self._shares = is_shareable(cache)
-            if not self._shares:
-                loose = [Branch(depth, [i]) for b in batch for i in b.rows]
-                return self.batches.run(
-                    loose,
-                    partial(self._cost, unique, limits),
-                    lambda b: self._score(b, depth, None, unique, limits, requests, answers),
-                )
-            mask = _past_mask([len(s) for s in stems], depth, self._device)
-            index = [g for g, b in enumerate(batch) for _ in b.rows]
-            cache = selected(cache, torch.tensor(index, device=self._device))
-            mask = mask[index] if mask is not None else None
-        else:
-            cache = expanded(cache, len(batch))
-        # 2. What follows, one row a leaf.
-        starts = [b.depth for b in batch for _ in b.rows]
-        leaves = [i for b in batch for i in b.rows]
-        tails = [unique[i].tokens[s:] for i, s in zip(leaves, starts, strict=True)]
-        longest = max(map(len, tails))
-        keep = longest - min(limits[i] - s for i, s in zip(leaves, starts, strict=True))
-        logits, _ = self._forward(tails, starts, cache, mask, keep=keep)
-        # 3. Log-probabilities where they are asked for.
-        offset = longest - logits.shape[1]
-        for row, i in enumerate(leaves):
+        """Score rows whose last tokens are ``tails``; what is behind len(rows) is company."""
+        first = min(
+            work.limits[i] - len(work.unique[i].tokens) + len(t)
+            for i, t in zip(rows, tails, strict=False)
+        )
+        keep = max(length - first, -(-COMPANY // len(tails)))
+        logits, _ = self._forward(tails, starts, cache, mask, keep=keep, length=length)
+        offset = length - logits.shape[1]
+        for row, i in enumerate(rows):
             end = len(tails[row]) - offset
-            self._answer(logits[row, :end].float(), unique[i], requests, answers)
-        return None
+            self._answer(logits[row, :end].float(), work.unique[i], work.requests, work.answers)
 
     def _answer(
         self,
@@ -302,8 +376,9 @@ class PrefixLM(TemplateLM):
             continuation = torch.tensor(requests[i][2], device=logits.device)
             n = len(continuation)
             picked = logits[-n:].gather(1, continuation[:, None])[:, 0] - norm[-n:]
-            answers[i] = (float(picked.sum()), bool((best[-n:] == continuation).all()))
-            if requests[i][0] is not None:
+            total = round(float(picked.sum(dtype=torch.float64)), DIGITS)
+            answers[i] = (total, bool((best[-n:] == continuation).all()))
+            if requests[i][0] is not None and not self._skipped(requests[i]):
                 self.cache_hook.add_partial("loglikelihood", requests[i][0], answers[i])
 
     def _forward(
@@ -313,13 +388,16 @@ class PrefixLM(TemplateLM):
         cache: Any,
         past_mask: torch.Tensor | None,
         keep: int,
+        length: int | None = None,
     ) -> tuple[torch.Tensor, Any]:
         """(logits of the last ``keep`` positions, cache) of right-padded rows after a cache.
+
+        ``length``: what the rows are padded to; default: the longest.
 
         ``past_mask`` (B, S) is True where the cache holds a real token; None: everywhere. Padding
         on the right needs no mask, because attention is causal.
         """
-        longest = max(map(len, rows))
+        longest = length or max(map(len, rows))
         tokens = torch.tensor(
             [[*r, *([0] * (longest - len(r)))] for r in rows], device=self._device
         )
@@ -372,40 +450,47 @@ class PrefixLM(TemplateLM):
             encoded[context] = tokens[-room:]
         most = MAX_COPIES if self.batches.size == "auto" else int(self.batches.size)
         units = [
-            (context, members[at : at + most])
+            (context, asked[at : at + most])
             for context, members in sorted(prompts.items(), key=lambda p: (-len(encoded[p[0]]), p))
-            for at in range(0, len(members), most)
+            for asked in [[i for i in members if not self.skip("generate", jobs[i].key())]]
+            for at in range(0, len(asked), most)
         ]
+        if not units:
+            return []
+        shared = decoding.shared_prefix(list(encoded.values()))
+        cache = self._trunk(tuple(encoded[units[0][0]][:shared]))
+        head = decoding.Head(shared if cache is not None else 0, cache)
         done: list[tuple[int, str]] = []
 
-        def run(batch: list[tuple[str, list[int]]]) -> None:
+        def run(batch: list[tuple[str, list[int]]], length: int) -> None:
             rows = [(context, i) for context, members in batch for i in members]
             texts = decoding.generate(
                 self,
+                head,
                 [encoded[context] for context, _ in batch],
                 [len(members) for _, members in batch],
                 [decoding.seed_of(self.seed, c, jobs[i].sample) for c, i in rows],
                 settings,
+                length,
             )
-            for (context, i), text in zip(rows, texts, strict=True):
+            for (_, i), text in zip(rows, texts, strict=True):
                 done.append((i, text))
-                kind = json.dumps(jobs[i].settings, sort_keys=True)
-                self.cache_hook.add_partial("generate", (context, kind, jobs[i].sample), text)
+                self.cache_hook.add_partial("generate", jobs[i].key(), text)
 
-        def cost(unit: tuple[str, list[int]]) -> Cost:
-            length = len(encoded[unit[0]])
-            return Cost(
-                len(unit[1]), length + settings.max_new_tokens, 0, 1
-            )  # decoding takes longest
+        def length_of(unit: tuple[str, list[int]]) -> int:
+            return padded_length(len(encoded[unit[0]]) - head.length + 1, least=STEM)
 
-        self.batches.run(units, cost, run)
+        for length, same in by_shape(units, length_of):
+            total = head.length + length + settings.max_new_tokens
+            self.batches.run(
+                same,
+                lambda unit, n=total: Cost(len(unit[1]), n, 0, 1),  # decoding takes longest
+                partial(run, length=length),
+            )
         return done
 
 
-def _past_mask(lengths: list[int], depth: int, device: torch.device) -> torch.Tensor | None:
-    """(G, depth + longest) True on real tokens of right-padded stems; None without padding."""
-    longest = max(lengths)
-    if min(lengths) == longest:
-        return None
-    real = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
+def _past_mask(lengths: list[int], depth: int, padded: int, device: torch.device) -> torch.Tensor:
+    """(G, depth + padded) True on real tokens of stems that are padded on the right."""
+    real = torch.arange(padded, device=device) < torch.tensor(lengths, device=device)[:, None]
     return torch.cat([torch.ones(len(lengths), depth, dtype=torch.bool, device=device), real], 1)
