@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from align import __version__, paths
-from align.errors import ConfigError, Interrupted, run_main
+from align.errors import ConfigError, Interrupted, is_main_process, run_main
 from align.guards import RESUME
 
 OVERVIEW = """\
@@ -181,7 +181,8 @@ def command_eval(args: list[str]) -> int | None:
     from align.evaluation.export import export
     from align.evaluation.gates import check_gates, parse_gate
     from align.evaluation.look import look
-    from align.evaluation.processes import is_first, launch, leave, started_by_a_launcher
+    from align.evaluation.processes import launch, leave, started_by_a_launcher
+    from align.evaluation.results import legend
     from align.evaluation.results import table as results_table
     from align.evaluation.start import quick_imports
 
@@ -212,7 +213,7 @@ def command_eval(args: list[str]) -> int | None:
         for model, output in zip(models, outputs, strict=True)
     ]
     leave()
-    if not is_first():
+    if not is_main_process():
         return None
     tax = _eval_tax(models, outputs) if options.baseline else None
     if options.json:
@@ -225,7 +226,8 @@ def command_eval(args: list[str]) -> int | None:
             from align.evaluation.tax import table as tax_table
 
             print(tax_table(tax))
-        print(f"results: {_shown(outputs[0] / 'results.json')}")
+        print(f"results: {_shown(outputs[0] / 'results.json')}\n")
+        print(legend(results))
     for path in export(outputs[0], options.export) if options.export else []:
         print(f"exported: {_shown(path)}", file=sys.stderr)
     for line in check_gates(results[0], tax, gates):

@@ -229,7 +229,7 @@ def _model_id(found: Results) -> str:
     name = str(found["model"].get("name"))
     if _HUB_ID.fullmatch(name) and not Path(name).exists():
         return name
-    return f"local/{_slug(name)}"
+    return f"local/{_slug('-'.join(Path(name).parts[-2:]))}"
 
 
 def _slug(name: str) -> str:

@@ -67,11 +67,6 @@ def started_by_a_launcher() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def is_first() -> bool:
-    """True in the process that writes and prints, also where there is but one."""
-    return not started_by_a_launcher() or os.environ.get("RANK", "0") == "0"
-
-
 def join() -> Team:
     """This process's place among those that were started together.
 
