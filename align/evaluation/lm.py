@@ -18,42 +18,18 @@ from lm_eval.models.utils import has_bos_prefix, resolve_max_length
 from transformers import PreTrainedModel
 
 from align.errors import EvalError
-from align.evaluation import decoding
+from align.evaluation import decoding, likelihoods
 from align.evaluation.batching import (
-    COMPANY,
     STEM,
     Batcher,
     Cost,
     by_shape,
     padded_length,
-    with_company,
 )
-from align.evaluation.kv import expanded, is_shareable, selected, takes
-from align.evaluation.sharing import Branch, plan
+from align.evaluation.kv import is_shareable, takes
+from align.evaluation.likelihoods import Encoded
 
-Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
-DIGITS = 5  # of a log-likelihood: what float32 can tell
 MAX_COPIES = 32  # samples of one prompt that are generated together
-
-
-class Unique(NamedTuple):
-    """One model input and the requests that it answers."""
-
-    tokens: tuple[int, ...]
-    requests: list[int]
-
-
-class Work(NamedTuple):
-    """What is being scored: inputs behind one trunk, and where their answers go."""
-
-    depth: int
-    """Tokens of the trunk."""
-    cache: Any
-    unique: list[Unique]
-    limits: list[int]
-    asked: list[bool]
-    requests: list[Encoded]
-    answers: list[tuple[float, bool]]
 
 
 class Job(NamedTuple):
@@ -202,186 +178,27 @@ class PrefixLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[Encoded], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """(sum of log-probabilities, is it the greedy continuation) of each request.
+        """(sum of log-probabilities, is it the greedy continuation) of each request."""
+        return likelihoods.score(self, requests)
 
-        1. Cut each context + continuation from the left to the model's context, as lm-eval does.
-        2. Requests that differ in their last token only are one input.
-        3. Find the prefixes worth computing once, from all requests: the same ones whichever of
-           them are skipped.
-        4. Score rows of one shape at a time (see `batching`), so that their numbers don't depend
-           on what else is asked for.
-        """
-        answers: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
-        unique = self._unique(requests)
-        limits = [self._first_needed(u, requests) for u in unique]
-        asked = [not all(self._skipped(requests[i]) for i in u.requests) for u in unique]
-        for trunk in plan([u.tokens for u in unique], limits):
-            if not any(asked[i] for branch in trunk.branches for i in branch.rows):
-                continue
-            cache = self._trunk(unique[trunk.branches[0].rows[0]].tokens[: trunk.depth])
-            depth = trunk.depth if cache is not None else 0
-            work = Work(depth, cache, unique, limits, asked, requests, answers)
-            shared = [b for b in trunk.branches if len(b.rows) > 1 and self._can_share()]
-            rows = {i for b in trunk.branches for i in b.rows} - {i for b in shared for i in b.rows}
-            self._score_branches(work, [b for b in shared if any(asked[i] for i in b.rows)])
-            self._score_rows(work, [i for i in sorted(rows) if asked[i]])
-        return answers
-
-    def _skipped(self, request: Encoded) -> bool:
+    def skipped(self, request: Encoded) -> bool:
         """True for what need not be answered."""
         return request[0] is not None and self.skip("loglikelihood", request[0])
 
-    def _unique(self, requests: list[Encoded]) -> list[Unique]:
-        """Steps 1 and 2."""
-        unique: dict[tuple[int, ...], Unique] = {}
-        for i, (_, context, continuation) in enumerate(requests):
-            if not 0 < len(continuation) <= self.max_length:
-                raise EvalError(
-                    f"a continuation has {len(continuation)} tokens; it must have 1 to "
-                    f"{self.max_length}, the model's context"
-                )
-            full = (*context, *continuation)
-            self.truncated += len(full) > self.max_length + 1
-            tokens = full[-(self.max_length + 1) :][:-1]
-            unique.setdefault(tokens, Unique(tokens, [])).requests.append(i)
-        return list(unique.values())
-
-    @staticmethod
-    def _first_needed(row: Unique, requests: list[Encoded]) -> int:
-        """The first position whose prediction is asked for."""
-        return len(row.tokens) - max(len(requests[i][2]) for i in row.requests)
-
-    def _can_share(self) -> bool:
+    def can_share(self) -> bool:
         """True if the model's KV cache can be repeated row by row; found out once."""
         if self._shares is None:
-            cache = self._forward([[self.prefix_token_id]], 0, None, None, keep=1)[1]
+            cache = self.forward([[self.prefix_token_id]], 0, None, None, keep=1)[1]
             self._shares = is_shareable(cache)
         return self._shares
 
-    def _trunk(self, tokens: tuple[int, ...]) -> Any:
+    def trunk(self, tokens: tuple[int, ...]) -> Any:
         """KV cache (one row) of a shared prefix, None where there is nothing to share."""
-        if not tokens or not self._can_share():
+        if not tokens or not self.can_share():
             return None
-        return self._forward([tokens], 0, None, None, keep=1)[1]
+        return self.forward([tokens], 0, None, None, keep=1)[1]
 
-    def _score_rows(self, work: Work, rows: list[int]) -> None:
-        """Score inputs one by one behind the trunk."""
-
-        def score(batch: list[int], length: int) -> None:
-            tails = [work.unique[i].tokens[work.depth :] for i in batch]
-            padded = with_company(tails, length, self._device)
-            cache = expanded(work.cache, len(padded))
-            self._score_tails(work, batch, padded, work.depth, length, cache, None)
-
-        def length_of(i: int) -> int:
-            return padded_length(len(work.unique[i].tokens) - work.depth)
-
-        for length, same in by_shape(rows, length_of):
-            self.batches.run(
-                same,
-                lambda i, n=length: self._cost(work, i, work.depth + n, n),
-                partial(score, length=length),
-            )
-
-    def _score_branches(self, work: Work, branches: list[Branch]) -> None:
-        """Compute what the rows of a branch share, then each row's own end."""
-
-        def score(batch: list[Branch], length: int) -> None:
-            stems = [work.unique[b.rows[0]].tokens[work.depth : b.depth] for b in batch]
-            padded = with_company(stems, length, self._device)
-            cache = expanded(work.cache, len(padded))
-            cache = self._forward(padded, work.depth, cache, None, keep=1, length=length)[1]
-            mask = _past_mask([len(s) for s in stems], work.depth, length, self._device)
-            self._score_leaves(work, batch, cache, mask)
-
-        def length_of(branch: Branch) -> int:
-            # one longer than the stem: a mask without a hole would be left out by transformers
-            return padded_length(branch.depth - work.depth + 1, least=STEM)
-
-        for length, same in by_shape(branches, length_of):
-            self.batches.run(
-                same,
-                lambda b, n=length: Cost(1, work.depth + n, work.depth + n, 1),
-                partial(score, length=length),
-            )
-
-    def _score_leaves(
-        self, work: Work, branches: list[Branch], cache: Any, mask: torch.Tensor
-    ) -> None:
-        """Score the rows of some branches; ``cache`` and ``mask`` have one row a branch."""
-        depths = {i: (g, b.depth) for g, b in enumerate(branches) for i in b.rows if work.asked[i]}
-
-        def score(batch: list[int], length: int) -> None:
-            tails = [work.unique[i].tokens[depths[i][1] :] for i in batch]
-            padded = with_company(tails, length, self._device)
-            starts = [depths[i][1] for i in batch]
-            starts += starts[:1] * (len(padded) - len(batch))
-            owners = [depths[i][0] for i in batch]
-            owners += owners[:1] * (len(padded) - len(batch))
-            index = torch.tensor(owners, device=self._device)
-            own, past = selected(cache, index), mask[index]
-            self._score_tails(work, batch, padded, starts, length, own, past)
-
-        def length_of(i: int) -> int:
-            return padded_length(len(work.unique[i].tokens) - depths[i][1])
-
-        past = mask.shape[1]
-        for length, same in by_shape(list(depths), length_of):
-            self.batches.run(
-                same,
-                lambda i, n=length: self._cost(work, i, past + n, n),
-                partial(score, length=length),
-            )
-
-    @staticmethod
-    def _cost(work: Work, i: int, total: int, length: int) -> Cost:
-        """What a row takes that ends ``length`` (padded) tokens behind its cache."""
-        needed = len(work.unique[i].tokens) - work.limits[i]
-        return Cost(1, total, total, min(length, needed))
-
-    def _score_tails(
-        self,
-        work: Work,
-        rows: list[int],
-        tails: list[tuple[int, ...]],
-        starts: int | list[int],
-        length: int,
-        cache: Any,
-        mask: torch.Tensor | None,
-    ) -> None:
-        """Score rows whose last tokens are ``tails``; what is behind len(rows) is company."""
-        first = min(
-            work.limits[i] - len(work.unique[i].tokens) + len(t)
-            for i, t in zip(rows, tails, strict=False)
-        )
-        keep = max(length - first, -(-COMPANY // len(tails)))
-        logits, _ = self._forward(tails, starts, cache, mask, keep=keep, length=length)
-        offset = length - logits.shape[1]
-        for row, i in enumerate(rows):
-            end = len(tails[row]) - offset
-            self._answer(logits[row, :end].float(), work.unique[i], work.requests, work.answers)
-
-    def _answer(
-        self,
-        logits: torch.Tensor,  # (T, V), the last row predicts the last token
-        row: Unique,
-        requests: list[Encoded],
-        answers: list[tuple[float, bool]],
-    ) -> None:
-        """Fill in the answers to all requests of one input."""
-        longest = max(len(requests[i][2]) for i in row.requests)
-        logits = logits[-longest:]
-        norm, best = logits.logsumexp(-1), logits.argmax(-1)
-        for i in row.requests:
-            continuation = torch.tensor(requests[i][2], device=logits.device)
-            n = len(continuation)
-            picked = logits[-n:].gather(1, continuation[:, None])[:, 0] - norm[-n:]
-            total = round(float(picked.sum(dtype=torch.float64)), DIGITS)
-            answers[i] = (total, bool((best[-n:] == continuation).all()))
-            if requests[i][0] is not None and not self._skipped(requests[i]):
-                self.cache_hook.add_partial("loglikelihood", requests[i][0], answers[i])
-
-    def _forward(
+    def forward(
         self,
         rows: Sequence[Sequence[int]],
         starts: int | list[int],
@@ -458,7 +275,7 @@ class PrefixLM(TemplateLM):
         if not units:
             return []
         shared = decoding.shared_prefix(list(encoded.values()))
-        cache = self._trunk(tuple(encoded[units[0][0]][:shared]))
+        cache = self.trunk(tuple(encoded[units[0][0]][:shared]))
         head = decoding.Head(shared if cache is not None else 0, cache)
         done: list[tuple[int, str]] = []
 
@@ -482,15 +299,9 @@ class PrefixLM(TemplateLM):
 
         for length, same in by_shape(units, length_of):
             total = head.length + length + settings.max_new_tokens
-            self.batches.run(
-                same,
-                lambda unit, n=total: Cost(len(unit[1]), n, 0, 1),  # decoding takes longest
-                partial(run, length=length),
-            )
+            self.batches.run(same, partial(_decoding_cost, total), partial(run, length=length))
         return done
 
 
-def _past_mask(lengths: list[int], depth: int, padded: int, device: torch.device) -> torch.Tensor:
-    """(G, depth + padded) True on real tokens of stems that are padded on the right."""
-    real = torch.arange(padded, device=device) < torch.tensor(lengths, device=device)[:, None]
-    return torch.cat([torch.ones(len(lengths), depth, dtype=torch.bool, device=device), real], 1)
+def _decoding_cost(length: int, unit: tuple[str, list[int]]) -> Cost:
+    return Cost(len(unit[1]), length, 0, 1)

@@ -62,8 +62,8 @@ class LanguageModel:
                 [Job(r.context, r.settings, r.sample) for r in asked if r.settings is not None]
             )
             self.responses.watch = None
-        for key, answer in self.team.gather([(key, self.responses.get(*key)) for key in mine]):
-            self.responses.learn(*key, answer)
+        for (kind, what), given in self.team.gather([(k, self.responses.get(*k)) for k in mine]):
+            self.responses.learn(kind, what, given)
         return [self.responses.get(*request.key()) for request in requests]
 
     def _score(self, requests: list[Request]) -> None:
@@ -107,8 +107,8 @@ class RewardModel:
                 self.responses.add_partial(*request.key(), (score, False))
         mine = asked if self.team.is_first else []
         known = [(request.key(), self.responses.get(*request.key())) for request in mine]
-        for key, answer in self.team.gather(known):
-            self.responses.learn(*key, answer)
+        for (kind, what), answer in self.team.gather(known):
+            self.responses.learn(kind, what, answer)
         return [self.responses.get(*request.key()) for request in requests]
 
 
