@@ -172,21 +172,16 @@ def _score_tails(
     mask: torch.Tensor | None,
 ) -> None:
     """Score rows whose last tokens are ``tails``; what is behind len(rows) is company."""
-    first = min(
-        work.limits[i] - len(work.unique[i].tokens) + len(t)
-        for i, t in zip(rows, tails, strict=False)
-    )
-    keep = max(length - first, -(-COMPANY // len(tails)))
+    needed = max(len(work.unique[i].tokens) - work.limits[i] for i in rows)
+    keep = max(needed, -(-COMPANY // len(tails)))
     logits, _ = lm.forward(tails, starts, cache, mask, keep=keep, length=length)
-    offset = length - logits.shape[1]
-    for row, i in enumerate(rows):
-        end = len(tails[row]) - offset
-        _answer(lm, logits[row, :end].float(), work.unique[i], work.requests, work.answers)
+    for scores, i in zip(logits, rows, strict=False):
+        _answer(lm, scores.float(), work.unique[i], work.requests, work.answers)
 
 
 def _answer(
     lm: "PrefixLM",
-    logits: torch.Tensor,  # (T, V), the last row predicts the last token
+    logits: torch.Tensor,  # (K, V), the last row predicts the last token
     row: Unique,
     requests: list[Encoded],
     answers: list[tuple[float, bool]],

@@ -7,7 +7,8 @@ and finished completions leave the batch.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -207,7 +208,7 @@ class PrefixLM(TemplateLM):
         keep: int,
         length: int | None = None,
     ) -> tuple[torch.Tensor, Any]:
-        """(logits of the last ``keep`` positions, cache) of right-padded rows after a cache.
+        """(logits of each row's last ``keep`` tokens, cache) of right-padded rows after a cache.
 
         ``length``: what the rows are padded to; default: the longest.
 
@@ -227,10 +228,28 @@ class PrefixLM(TemplateLM):
             extra["position_ids"] = (first + torch.arange(longest, device=self._device)).expand(
                 len(rows), longest
             )
-        if self._takes_keep:
-            extra["logits_to_keep"] = keep
-        out = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, **extra)
-        return out.logits[:, -keep:], out.past_key_values
+        ends = torch.tensor([len(r) for r in rows], device=self._device)[:, None]
+        places = (ends + torch.arange(-keep, 0, device=self._device)).clamp(min=0)  # (B, keep)
+        with self._only_logits_at(places):
+            out = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, **extra)
+        return out.logits, out.past_key_values
+
+    @contextmanager
+    def _only_logits_at(self, places: torch.Tensor) -> Iterator[None]:
+        """Let the model's last layer see the positions (B, K) only: it is the most expensive one.
+
+        ``logits_to_keep`` takes the same positions for all rows, which padded rows don't have.
+        """
+
+        def select(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            hidden = args[0]  # (B, T, H)
+            return (hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1])),)
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(select)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     # ------------------------------------------------------------ generating
 
