@@ -31,6 +31,17 @@ class Unique(NamedTuple):
     requests: list[int]
 
 
+class Scored(NamedTuple):
+    """What the model says of the last K tokens of one row."""
+
+    logits: torch.Tensor
+    """(K, V), the last row predicts the last token."""
+    norms: torch.Tensor
+    """(K,) their logsumexp."""
+    best: torch.Tensor
+    """(K,) the likeliest token."""
+
+
 class Work(NamedTuple):
     """What is being scored: inputs behind one trunk, and where their answers go."""
 
@@ -175,27 +186,27 @@ def _score_tails(
     needed = max(len(work.unique[i].tokens) - work.limits[i] for i in rows)
     keep = max(needed, -(-COMPANY // len(tails)))
     logits, _ = lm.forward(tails, starts, cache, mask, keep=keep, length=length)
-    for scores, i in zip(logits, rows, strict=False):
-        _answer(lm, scores.float(), work.unique[i], work.requests, work.answers)
+    logits = logits[: len(rows)].float()
+    norms, best = logits.logsumexp(-1), logits.argmax(-1)
+    for row, i in enumerate(rows):
+        scored = Scored(logits[row], norms[row], best[row])
+        _answer(lm, scored, work.unique[i], work.requests, work.answers)
 
 
 def _answer(
     lm: "PrefixLM",
-    logits: torch.Tensor,  # (K, V), the last row predicts the last token
+    scored: Scored,
     row: Unique,
     requests: list[Encoded],
     answers: list[tuple[float, bool]],
 ) -> None:
     """Fill in the answers to all requests of one input."""
-    longest = max(len(requests[i][2]) for i in row.requests)
-    logits = logits[-longest:]
-    norm, best = logits.logsumexp(-1), logits.argmax(-1)
     for i in row.requests:
-        continuation = torch.tensor(requests[i][2], device=logits.device)
+        continuation = torch.tensor(requests[i][2], device=scored.logits.device)
         n = len(continuation)
-        picked = logits[-n:].gather(1, continuation[:, None])[:, 0] - norm[-n:]
+        picked = scored.logits[-n:].gather(1, continuation[:, None])[:, 0] - scored.norms[-n:]
         total = round(float(picked.sum(dtype=torch.float64)), DIGITS)
-        answers[i] = (total, bool((best[-n:] == continuation).all()))
+        answers[i] = (total, bool((scored.best[-n:] == continuation).all()))
         if requests[i][0] is not None and not lm.skipped(requests[i]):
             lm.cache_hook.add_partial("loglikelihood", requests[i][0], answers[i])
 
