@@ -142,7 +142,7 @@ def ancestry(folder: Path, lineage: Mapping[str, Any]) -> list[Ancestor]:
         chain.append(
             Ancestor(
                 name=name,
-                title=where.name if where and name != "quickstart-base" else name,
+                title=_title(name, where),
                 revision=parent.get("revision"),
                 weights_sha256=parent.get("weights_sha256"),
                 stage=parent.get("stage") or lineage.get("stage"),
@@ -154,11 +154,17 @@ def ancestry(folder: Path, lineage: Mapping[str, Any]) -> list[Ancestor]:
     return chain or [Ancestor("unknown", "unknown", None, None, None, None, False)]
 
 
+def _title(name: str, where: Path | None) -> str:
+    if where is None:
+        return Path(name).name if name.startswith((".", "/")) else name
+    return name if name == "quickstart-base" else where.name
+
+
 def _local(name: str, child: Path) -> Path | None:
-    """The directory of a parent: shipped, as written, or beside its child when a run was moved."""
+    """The directory of a parent: shipped, as seen from its child, or beside it after a move."""
     if name == "quickstart-base":
         return paths.QUICKSTART_BASE if paths.QUICKSTART_BASE.is_dir() else None
-    for candidate in (Path(name), child / name, child.parent / Path(name).name):
+    for candidate in (child / name, Path(name), child.parent / Path(name).name):
         if candidate.is_dir():
             return candidate.resolve()
     return None

@@ -19,6 +19,7 @@ From a base language model to an aligned one, with measured evidence.
 
   align run [RECIPE]          the chain: SFT, reward model, PPO, evaluation, tax, report, cards
   align eval --suite NAME     evaluate a checkpoint: benchmarks, tax, toxicity, bias, safety
+  align eval --average-with M --baseline B ...   what averages of two checkpoints buy back
   align eval selftest         re-score outputs that the benchmarks' authors released
   align compare A B           two results, paired item by item
   align report RUN            report.html of a run
@@ -102,8 +103,9 @@ def command_run(args: list[str]) -> None:
     from dataclasses import replace
 
     from align import pipeline
+    from align.parsing import overrides
 
-    run = pipeline.resolve(options.recipe, options.output, _overrides(options.set))
+    run = pipeline.resolve(options.recipe, options.output, overrides(options.set))
     run = replace(run, accelerate_config=_existing(options.accelerate_config))
     if options.dry_run:
         for step, what in pipeline.dry_run(run):
@@ -153,22 +155,6 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _overrides(settings: list[str]) -> dict[str, dict[str, Any]]:
-    """``["ppo.kl_coef=0.1"]`` as ``{"ppo": {"kl_coef": 0.1}}``."""
-    from align.parsing import yaml_value
-
-    overrides: dict[str, dict[str, Any]] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        stage, dot, field = name.partition(".")
-        if not (equals and dot and field):
-            raise ConfigError(
-                f"--set {setting}: write --set stage.field=value, e.g. ppo.kl_coef=0.1"
-            )
-        overrides.setdefault(stage, {})[field] = yaml_value(text)
-    return overrides
-
-
 # ---------------------------------------------------------------- eval
 
 
@@ -178,6 +164,9 @@ def command_eval(args: list[str]) -> int | None:
         _selftest(args[1:])
         return None
     options = _eval_parser().parse_args(args)
+    if _is_sweep(options):
+        _sweep(options)
+        return None
     from align.evaluation.export import export
     from align.evaluation.gates import check_gates, parse_gate
     from align.evaluation.look import look
@@ -249,13 +238,98 @@ def _eval_parser() -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling and choice of items")
     parser.add_argument("--batch-size", type=_batch_size, default="auto", help="number or auto")
     parser.add_argument("--processes", type=_positive, default=1, help="share the work among N")
-    parser.add_argument("--toxicity-model", default="quickstart", help="toxicity classifier")
+    parser.add_argument("--toxicity-model", default="quickstart", help="or Hub id[#LABEL]")
     parser.add_argument("--include-path", type=Path, help="folder with task YAMLs of your own")
     parser.add_argument("--allow-missing", action="store_true", help="go on without missing data")
     parser.add_argument("--gate", action="append", default=[], help='e.g. "tax<1.0pp"; else exit 1')
     parser.add_argument("--export", action="append", default=[], choices=EXPORTS, help="repeatable")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    sweep = parser.add_argument_group("weight averages of --model (α = 1) and another (α = 0)")
+    sweep.add_argument("--average-with", metavar="M", help="checkpoint at α = 0: SFT")
+    sweep.add_argument("--alpha", type=_alpha, action="append", help="default 0.25, 0.5, 0.75")
+    sweep.add_argument("--reward-model", metavar="M", help="scores answers to held-out prompts")
     return parser
+
+
+def _alpha(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no weight; give a number from 0 to 1")
+    return value
+
+
+def _is_sweep(options: argparse.Namespace) -> bool:
+    """Whether averages are asked for.
+
+    Raises:
+        ConfigError: an option that only averages have, or one that they don't take.
+    """
+    if options.average_with is None:
+        for name in ("alpha", "reward_model"):
+            if getattr(options, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(f"{flag} belongs to a sweep; give --average-with M as well")
+        return False
+    if len(options.baseline) != 1 or options.gate:
+        raise ConfigError(
+            f"--average-with needs one --baseline and takes no --gate; got {len(options.baseline)} "
+            f"and {len(options.gate)}"
+        )
+    if options.processes > 1 or options.export:
+        raise ConfigError("--average-with takes neither --processes nor --export; leave them out")
+    return True
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    """``align eval --average-with``: tax and reward of the averages of two checkpoints."""
+    from align.evaluation.held_out import held_out
+    from align.evaluation.look import look
+
+    names = [options.average_with, options.model or newest_checkpoint()]
+    for name in (*names, options.baseline[0]):
+        look(name, options.suite, options.include_path)
+    first, model = map(_checkpoint_folder, names)
+    in_run = (model.parent / "recipe.yaml").is_file()
+    output = options.output or (model.parent / "eval" if in_run else _eval_folder(str(model)))
+    asked = held_out(model) if options.reward_model else None
+    from align.evaluation import sweep
+
+    found = sweep.sweep(
+        first,
+        model,
+        options.baseline[0],
+        output,
+        suites=options.suite,
+        alphas=options.alpha or sweep.ALPHAS,
+        asked=asked,
+        reward_model=options.reward_model,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        limit=options.limit,
+        num_fewshot=options.num_fewshot,
+        toxicity_model=options.toxicity_model,
+        allow_missing=options.allow_missing,
+        include_path=options.include_path,
+    )
+    print(json.dumps(found, indent=1, allow_nan=False) if options.json else sweep.table(found))
+    print(f"sweep: {_shown(output / sweep.FILE)}", file=sys.stderr)
+
+
+def _checkpoint_folder(name: str) -> Path:
+    """Where a checkpoint's files are.
+
+    Raises:
+        ConfigError: not on this machine.
+    """
+    from align import checkpoint
+
+    folder = checkpoint.local_folder(name)
+    if folder is None:
+        raise ConfigError(f"{name} is not on this machine; averages are made of local files")
+    return folder
 
 
 def _positive(text: str) -> int:
@@ -415,8 +489,9 @@ def command_doctor(args: list[str]) -> None:
     _add_set(parser)
     options = parser.parse_args(args)
     from align import pipeline
+    from align.parsing import overrides
 
-    pipeline.doctor(pipeline.resolve(options.recipe, options.output, _overrides(options.set)))
+    pipeline.doctor(pipeline.resolve(options.recipe, options.output, overrides(options.set)))
 
 
 def command_chat(args: list[str]) -> None:

@@ -171,8 +171,18 @@ class PPOStage(StageConfig):
     reward_functions: dict[str, float] | None = None
     """``module:function`` or ``file.py:function`` -> weight; called with (prompts, completions,
     records), returns one number for each completion."""
+    reward_url: str | None = None
+    """Scorer over HTTP: the address that gets prompts and completions as JSON."""
+    reward_url_weight: float = 1.0
+    """Weight of its score."""
     reward_timeout: float = 60.0
-    """Seconds that a reward function may take for one batch."""
+    """Seconds that a reward function, or a request to reward_url, may take for one batch."""
+    reward_retries: int = 3
+    """Further requests to reward_url after a connection error, a timeout or a status of 5xx."""
+    gold_reward_model: str | None = None
+    """Reward model that judges the held-out completions and is never optimised."""
+    gold_functions: dict[str, float] | None = None
+    """The same by Python functions, as reward_functions."""
     value_model: str | None = None
     """Reward-model-like checkpoint that the value model starts from; default: the reward model
     where its shapes and tokenizer fit the policy, else the policy's backbone with a new head."""
@@ -185,6 +195,15 @@ class PPOStage(StageConfig):
     """Of sampling, and of all log-probabilities."""
     per_device_rollout_batch_size: int = 64
     """Prompts that one process completes at once."""
+    rollout: Literal["local", "vllm"] = "local"
+    """Who samples: the policy itself, or a vLLM server that gets its weights as files."""
+    vllm_url: str | None = None
+    """Address of that server, without ``/v1``; it must see output_dir under the same path."""
+    vllm_timeout: float = 600.0
+    """Seconds that one request to it may take: a completion, or loading the weights."""
+    importance_cap: float = 2.0
+    """Largest weight by which a token that the server sampled counts: its probability in training
+    over that of the server (truncated importance sampling)."""
     num_ppo_epochs: int = 4
     """Passes over each rollout."""
     num_mini_batches: int = 1
@@ -256,8 +275,20 @@ class PPOStage(StageConfig):
         Raises:
             ConfigError: a value out of its range, or two that exclude each other.
         """
-        if not self.reward_model and not self.reward_functions:
-            raise ConfigError("PPO has no reward; give reward_model or reward_functions")
+        if not (self.reward_model or self.reward_functions or self.reward_url):
+            raise ConfigError(
+                "PPO has no reward; give reward_model or reward_functions or reward_url"
+            )
+        if (self.rollout == "vllm") != bool(self.vllm_url):
+            raise ConfigError(
+                f"rollout is {self.rollout} and vllm_url is {self.vllm_url}; a vLLM server needs "
+                "both `rollout: vllm` and its address: give the other one or neither"
+            )
+        if self.rollout == "vllm" and self.load_in_4bit:
+            raise ConfigError(
+                "rollout: vllm needs whole weights to send and load_in_4bit holds them in 4 bits; "
+                "set load_in_4bit: false, or rollout: local"
+            )
         if self.use_peft and self.lora_dropout:
             raise ConfigError(
                 f"lora_dropout is {self.lora_dropout}; PPO compares probabilities of the same "
@@ -275,6 +306,7 @@ class PPOStage(StageConfig):
             )
         positive = ["total_episodes", "max_completion_length", "temperature", "num_ppo_epochs"]
         positive += ["num_mini_batches", "per_device_rollout_batch_size", "reward_timeout"]
+        positive += ["vllm_timeout", "importance_cap"]
         positive += ["logging_steps", "save_steps", "eval_prompts"]
         for name in positive:
             if getattr(self, name) <= 0:
@@ -310,7 +342,8 @@ class EvalStage:
     batch_size: int | Literal["auto"] = "auto"
     """Sequences in one forward pass."""
     toxicity_model: str = "quickstart"
-    """Classifier: quickstart (embedded), original, unbiased, multilingual, a file or Hub id."""
+    """Classifier: quickstart (embedded), original, unbiased, multilingual, a file or Hub id
+    (ID#LABEL where its class is not called toxic)."""
 
 
 STAGES: dict[str, type] = {c.stage: c for c in (SFTStage, RewardStage, PPOStage, EvalStage)}

@@ -16,6 +16,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
+
+CODE_FILE = "ALIGN_CODE_FILE"  # environment variable: where a launched program leaves its exit code
 
 
 class AlignError(Exception):
@@ -97,7 +100,14 @@ def run_main(main: Callable[[], int | None]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):  # it is ending already
             signal.signal(number, signal.SIG_IGN)
         code = _tell(error)
+    _leave(code)
     sys.exit(code)
+
+
+def _leave(code: int) -> None:
+    """Write the exit code where ``align run`` reads it: launchers end with 1 whatever happened."""
+    if is_main_process() and CODE_FILE in os.environ:
+        Path(os.environ[CODE_FILE]).write_text(str(code), encoding="ascii")
 
 
 def _tell(error: BaseException) -> int:

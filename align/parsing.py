@@ -105,6 +105,55 @@ def yaml_value(text: str) -> Any:
         return text
 
 
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key stands once; the standard says so, the library lets the last one win."""
+
+
+def _mapping(loader: _Strict, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} stands twice; delete one", key_node.start_mark
+            )
+        seen.add(key)
+    loader.flatten_mapping(node)  # only now: what `<<` brings may be said again
+    return loader.construct_mapping(node, deep=True)
+
+
+_Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def strict_yaml(text: str) -> Any:
+    """The content of a YAML text.
+
+    Raises:
+        yaml.YAMLError: not YAML, or a key that stands twice in a mapping.
+    """
+    return yaml.load(text, Loader=_Strict)
+
+
+def overrides(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``["ppo.kl_coef=0.1"]``, as ``--set`` takes it, as ``{"ppo": {"kl_coef": 0.1}}``.
+
+    Raises:
+        ConfigError: another form.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        stage, dot, field = name.partition(".")
+        if not (equals and dot and field):
+            raise ConfigError(
+                f"--set {setting}: write --set stage.field=value, e.g. ppo.kl_coef=0.1"
+            )
+        found.setdefault(stage, {})[field] = yaml_value(text)
+    return found
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
@@ -114,7 +163,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no config file at {path}; give --config an existing YAML file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = strict_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):

@@ -24,13 +24,15 @@ import yaml
 
 from align import __version__, paths
 from align.config import STAGES, PPOStage
-from align.errors import CheckpointError, ConfigError, RunError, Terminated
+from align.errors import CODE_FILE, CheckpointError, ConfigError, RunError, Terminated
 from align.parsing import load_recipe, to_yaml
 
 TRAINING = ("sft", "reward", "ppo")
+LAUNCHER = "accelerate.commands.launch"
 STEPS = (*TRAINING, "eval", "tax", "report")
 # Fields that say where and how a stage is carried out, not what comes out of it.
-NOT_CONTENT = ("output_dir", "resume", "overwrite", "report_to", "logging_steps", "save_steps")
+NOT_CONTENT: tuple[str, ...] = ("output_dir", "resume", "overwrite", "report_to", "logging_steps")
+NOT_CONTENT += ("save_steps", "reward_timeout", "reward_retries", "vllm_url", "vllm_timeout")
 # Code that changes no weights and no scores.
 NOT_COMPUTED = ("report", "card.py", "plan", "cli.py", "chat.py", "pipeline.py")
 
@@ -146,8 +148,9 @@ def doctor(run: Run) -> None:
 
 
 def _look(run: Run, stages: list[str], quiet: bool) -> None:
-    from align.preflight import preflight
+    from align.preflight import check_launch, launched_as, preflight
 
+    launch = launched_as(run.accelerate_config) if run.accelerate_config else {}
     plan = dict(dry_run(run))
     to_do = [s for s in stages if plan[s] != "unchanged"]
     to_come = [str(run.folder / s) for s in to_do]
@@ -162,6 +165,7 @@ def _look(run: Run, stages: list[str], quiet: bool) -> None:
         if config.model_name_or_path in to_come:
             config = replace(config, model_name_or_path=run.checkpoint("base"))
             config = replace(config, chat_template=config.chat_template or template)
+        check_launch(config, launch)  # accelerate's own words come with a traceback
         preflight(config, to_come, quiet)
 
 
@@ -224,27 +228,34 @@ def _train(run: Run, stage: str, going_on: bool) -> None:
     if run.accelerate_config:
         launcher += [
             "-m",
-            "accelerate.commands.launch",
+            LAUNCHER,
+            "--quiet",  # our own line says what was wrong
             "--config_file",
             str(run.accelerate_config),
         ]
-    _process([*launcher, str(paths.RECIPES / f"{stage}.py"), "--config", str(file)], stage)
+    command = [*launcher, str(paths.RECIPES / f"{stage}.py"), "--config", str(file)]
+    _process(command, stage, file.with_suffix(".code"))
 
 
-def _process(command: list[str], step: str) -> None:
+def _process(command: list[str], step: str, code_file: Path | None = None) -> None:
     """Run a step to its end; it dies with us, so a killed run leaves nobody writing in its folder.
+
+    Behind a launcher the step's own exit code comes through ``code_file``.
 
     Raises:
         SystemExit: with the step's own exit code, after the step has printed why.
     """
-    launcher = "accelerate.commands.launch"
-    child = subprocess.Popen(command, preexec_fn=_die_with_parent)
+    environment = dict(os.environ)
+    if code_file is not None:
+        code_file.unlink(missing_ok=True)
+        environment[CODE_FILE] = str(code_file)
+    child = subprocess.Popen(command, preexec_fn=_die_with_parent, env=environment)
     while True:
         try:
             code = child.wait()
             break
         except KeyboardInterrupt as error:  # the child saves and says how to resume
-            if launcher not in command or isinstance(error, Terminated):
+            if LAUNCHER not in command or isinstance(error, Terminated):
                 child.send_signal(signal.SIGTERM)  # a terminal tells it too; kill tells only us
     if code < 0:
         raise RunError(
@@ -252,7 +263,8 @@ def _process(command: list[str], step: str) -> None:
             "from its last checkpoint"
         )
     if code:
-        raise SystemExit(code)
+        left = code_file.read_text("ascii") if code_file is not None and code_file.is_file() else ""
+        raise SystemExit(int(left or code))
 
 
 def _die_with_parent() -> None:
@@ -273,16 +285,22 @@ def step_key(run: Run, step: str) -> str:
     return _sha256(json.dumps(_inputs(run, step), sort_keys=True, default=str))
 
 
+def _cards(config: Any) -> list[str]:
+    return [*config.datasets, *(getattr(config, "ptx_datasets", None) or ())]
+
+
 def _inputs(run: Run, step: str) -> dict[str, Any]:
     if step in TRAINING:
         config = run.stages[step]
         content = {k: v for k, v in asdict(config).items() if k not in NOT_CONTENT}
-        functions = [name.split(":")[0] for name in content.get("reward_functions") or ()]
-        parents = [content.pop("model_name_or_path"), content.pop("reward_model", None)]
+        fields = ("reward_functions", "gold_functions")
+        functions = [name.split(":")[0] for field in fields for name in content.get(field) or ()]
+        models = ("model_name_or_path", "reward_model", "gold_reward_model", "value_model")
+        parents = [content.pop(field, None) for field in models]
         return {
             "config": content,
             "parents": [_checkpoint_key(p) for p in parents if p],
-            "data": {card: _card_key(card) for card in config.datasets},
+            "data": {card: _card_key(card) for card in _cards(config)},
             "functions": [_file_hash(Path(name)) for name in functions],
             "accelerate": run.accelerate_config and run.accelerate_config.read_text("utf-8"),
             "code": code_hash(),

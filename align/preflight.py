@@ -7,9 +7,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from align.checkpoint.inspect import CheckpointInfo, inspect_checkpoint, local_folder, resolve
 from align.checkpoint.lineage import chat_template_sha256, read_lineage
@@ -17,10 +18,13 @@ from align.checkpoint.save import in_use, output_state
 from align.checkpoint.template import Template, find_template, render_template
 from align.checkpoint.tokenizer_files import TokenizerFiles, pad_token
 from align.errors import CheckpointError, ConfigError, is_main_process
+from align.parsing import read_yaml
 
 KINDS = {"sft": "prompt-completion", "reward": "preference", "ppo": "prompt-only"}
 WORD = "ANSWER"
-REWARD_LIKE = ("reward_model", "value_model")
+SCORERS = ("reward_model", "gold_reward_model")
+REWARD_LIKE = (*SCORERS, "value_model")
+ADDRESSES = ("reward_url", "vllm_url")
 POSITIVE = (
     *("learning_rate", "value_learning_rate", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "num_train_epochs", "max_length", "dataset_limit", "lora_r"),
@@ -29,7 +33,7 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *("warmup_steps", "weight_decay", "max_grad_norm", "guard_loss_spike", "center_samples"),
-    *("kl_coef", "vf_coef", "eval_steps", "critic_warmup_rollouts"),
+    *("kl_coef", "vf_coef", "eval_steps", "critic_warmup_rollouts", "reward_retries"),
 )
 RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (POSITIVE, lambda v: v > 0, "above 0"),
@@ -68,6 +72,7 @@ def preflight(config: Any, made_before: Sequence[str] = (), quiet: bool = False)
             print(f"preflight: {line}", file=sys.stderr, flush=True)
 
     check_values(config)
+    check_launch(config, os.environ)
     finished = check_output(config, say)
     if finished:
         return Preflight(True, lines)
@@ -77,10 +82,14 @@ def preflight(config: Any, made_before: Sequence[str] = (), quiet: bool = False)
     else:
         info = check_model(config, say)
     check_template(config, info, say)
-    if getattr(config, "reward_model", None) in made_before:
-        say(f"reward model: {config.reward_model}, which an earlier stage makes")
-    elif getattr(config, "reward_model", None):
-        check_reward_model(config, say)
+    for name in filter(None, (getattr(config, field, None) for field in SCORERS)):
+        if name in made_before:
+            say(f"reward model: {name}, which an earlier stage makes")
+        else:
+            check_reward_model(name, say)
+    for field in ADDRESSES:
+        if getattr(config, field, None):
+            say(f"{field}: {getattr(config, field)}, which gets the run's texts; not asked yet")
     if getattr(config, "value_model", None) not in (None, *made_before):
         resolve(config.value_model)
     check_data(config, say)
@@ -108,8 +117,11 @@ def check_values(config: Any) -> None:
             f"packing with attn_implementation {config.attn_implementation} would let records read "
             "each other; set attn_implementation: flash_attention_2, or packing: false"
         )
+    for name in ADDRESSES:
+        if getattr(config, name, None) is not None:
+            check_address(name, getattr(config, name))
     for tracker in config.report_to:
-        if importlib.util.find_spec(tracker) is None:
+        if not _installed(tracker):
             raise ConfigError(
                 f"report_to names {tracker}, which is not installed; pip install {tracker}, or "
                 "leave it out"
@@ -121,6 +133,88 @@ def check_values(config: Any) -> None:
                 f"output_dir {config.output_dir} is the checkpoint that this stage starts from; "
                 "give another folder"
             )
+
+
+def _installed(package: str) -> bool:
+    """Whether a package is there; a folder of its name (wandb leaves one) is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def check_address(name: str, url: str) -> None:
+    """An http(s) address, as far as its form goes: nothing is sent.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    try:
+        parts = urlsplit(url)
+        wrong = (
+            "it must begin with http:// or https://"
+            if parts.scheme not in ("http", "https")
+            else "it names no host"
+            if not parts.hostname
+            else "it holds a space"
+            if any(c.isspace() for c in url)
+            else "it holds a password, and recipes are kept; give a token by the environment"
+            if "@" in parts.netloc
+            else f"port {parts.port} can't be"
+            if parts.port == 0
+            else ""
+        )
+    except ValueError as error:
+        wrong = f"it can't be read ({error})"
+    if wrong:
+        shown = url if "@" not in url else "(not shown)"
+        raise ConfigError(f"{name} is {shown}; {wrong}: give one like http://127.0.0.1:8000")
+
+
+def check_launch(config: Any, launch: Mapping[str, str]) -> None:
+    """The launcher's mode: what is missing for it, and what a stage can't do in it.
+
+    Args:
+        config: of the stage
+        launch: the environment that accelerate gives a program it starts
+
+    Raises:
+        ConfigError: naming the mode, and one to use instead.
+    """
+    deepspeed = launch.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    sharded = launch.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if config.stage == "ppo" and deepspeed:
+        raise ConfigError(
+            "PPO does not run under DeepSpeed: it samples from whole weights and saves optimizer "
+            "states itself, and ZeRO holds both in pieces that it can't read; launch with "
+            "recipes/accelerate/fsdp2.yaml, which shards as much, or with ddp.yaml"
+        )
+    if deepspeed and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            "the launcher asks for DeepSpeed, which is not installed; pip install deepspeed, or "
+            "launch with recipes/accelerate/fsdp2.yaml, which shards as much and needs nothing more"
+        )
+    if config.stage == "ppo" and sharded and launch.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError(
+            f"PPO shards with FSDP2 and the launcher asks for version "
+            f"{launch.get('FSDP_VERSION', '1')}; set fsdp_version: 2 in its config, or launch with "
+            "recipes/accelerate/fsdp2.yaml"
+        )
+    if config.stage == "ppo" and sharded and config.load_in_4bit:
+        raise ConfigError(
+            "load_in_4bit packs weights so that FSDP2 can't put them together again for sampling; "
+            "leave it out, or launch with recipes/accelerate/ddp.yaml"
+        )
+
+
+def launched_as(file: Path) -> dict[str, str]:
+    """The environment, as far as `check_launch` reads it, that an accelerate config leads to."""
+    values = read_yaml(file)
+    kind = str(values.get("distributed_type", "")).upper()
+    version = (values.get("fsdp_config") or {}).get("fsdp_version", 1)
+    return {
+        "ACCELERATE_USE_DEEPSPEED": str(kind == "DEEPSPEED"),
+        "ACCELERATE_USE_FSDP": str(kind == "FSDP"),
+        "FSDP_VERSION": str(version),
+    }
 
 
 def check_output(config: Any, say: Any) -> bool:
@@ -243,22 +337,22 @@ def _same_as_parent(config: Any, info: CheckpointInfo, template: Template) -> No
         )
 
 
-def check_reward_model(config: Any, say: Any) -> None:
-    """The reward model of a PPO stage.
+def check_reward_model(name: str, say: Any) -> None:
+    """A reward model of a PPO stage.
 
     Raises:
         CheckpointError: none, a head of the wrong size, blind to EOS.
     """
-    if local_folder(config.reward_model) is None:
-        say(f"reward model: {config.reward_model} is not on this machine; checked after download")
+    if local_folder(name) is None:
+        say(f"reward model: {name} is not on this machine; checked after download")
         return
-    info = inspect_checkpoint(config.reward_model, expect="reward")
+    info = inspect_checkpoint(name, expect="reward")
     if info.pad_token_id is None or info.pad_token_id in info.eos_token_ids:
         raise CheckpointError(
-            f"the reward model {config.reward_model} has PAD {info.pad_token_id} and EOS "
+            f"the reward model {name} has PAD {info.pad_token_id} and EOS "
             f"{info.eos_token_ids}: it is blind to EOS; train it again with recipes/reward.py"
         )
-    say(f"reward model: {config.reward_model}: {info.architecture}, one output, PAD apart from EOS")
+    say(f"reward model: {name}: {info.architecture}, one output, PAD apart from EOS")
 
 
 def check_data(config: Any, say: Any) -> None:

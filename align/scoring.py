@@ -23,8 +23,12 @@ class RewardScorer:
     reward model was centred on score 0 on average.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_tokens: int = 16_384) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, batch_tokens: int = 16_384, rows: int | None = None
+    ) -> None:
+        """``rows`` go through the model at once; None: as many as ``batch_tokens`` hold."""
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
+        self.rows = rows
         self.eos_ids = eos_token_ids(model.config, tokenizer)
         self.offset = float(getattr(model.config, "score_offset", 0.0))
         self.context = int(model.config.get_text_config().max_position_embeddings)
@@ -111,7 +115,7 @@ class RewardScorer:
             )
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         while order:
-            size = max(1, self.batch_tokens // len(rows[order[-1]]))
+            size = self.rows or max(1, self.batch_tokens // len(rows[order[-1]]))
             batch, order = order[-size:], order[:-size]
             scores[batch] = self._forward([rows[i] for i in batch])
         return scores - self.offset

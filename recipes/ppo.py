@@ -25,7 +25,7 @@ def main() -> None:
 
     from align import checkpoint, data, ppo
 
-    reward = ppo.build_rewards(config)
+    reward, gold = ppo.build_rewards(config), ppo.build_gold(config)
     tokenizer = checkpoint.load_tokenizer(
         config.model_name_or_path,
         chat_template=config.chat_template,
@@ -54,13 +54,14 @@ def main() -> None:
     )
     trainer = ppo.PPOTrainer(
         config,
-        ppo.build_networks(config, policy, tokenizer),
+        ppo.build_networks(config, policy, tokenizer, reward),
         tokenizer,
         reward,
         mixture.train,
         mixture.eval,
         eos_token_ids=checkpoint.eos_token_ids(policy, tokenizer),
         ptx_records=ptx.train if ptx else [],
+        gold=gold,
     )
     trainer.train()
 

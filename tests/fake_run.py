@@ -174,10 +174,12 @@ TAX: dict[str, Any] = {
         },
     },
     "pareto": [
+        {"name": "base", "lost": 0.0, "lost_ci95": None, "reward": None, "reward_ci95": None,
+         "gain": None, "gain_ci95": None, "prompts": 0},
         {"name": "sft", "lost": 0.0, "lost_ci95": [-0.02, 0.02], "reward": 0.1,
-         "reward_ci95": [0.0, 0.2]},
+         "reward_ci95": [0.0, 0.2], "gain": None, "gain_ci95": None, "prompts": 128},
         {"name": "ppo", "lost": 0.04, "lost_ci95": [0.01, 0.07], "reward": 1.9,
-         "reward_ci95": [1.8, 2.0]},
+         "reward_ci95": [1.8, 2.0], "gain": 1.8, "gain_ci95": [1.7, 1.9], "prompts": 128},
     ],
 }  # fmt: skip
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from align.config import PPOStage
+from align import checkpoint
+from align.config import PPOStage, RewardStage
 from align.ppo.build import build_networks
 from align.ppo.rewards import Rewards, checked
 from align.ppo.trainer import PPOTrainer
@@ -17,6 +19,15 @@ from align.ppo.trainer import PPOTrainer
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 PROMPTS = ["add two", "hi", "what is a cat?", "tell me more", "go", "a long prompt, is it not?"]
 RECORDS = [{"prompt": p, "kind": "test", "id": str(i)} for i, p in enumerate(PROMPTS)]
+
+LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8}
+STAGE = {
+    **LORA,
+    "datasets": {"x": 1.0},
+    "output_dir": "x",
+    "learning_rate": 1.0,
+    "per_device_train_batch_size": 1,
+}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -52,6 +63,27 @@ def llama(seed: int = 0, width: int = 32, layers: int = 2, **options: Any) -> Ll
     lm = LlamaForCausalLM(config)
     lm.lm_head.weight.data *= 8
     return lm
+
+
+def random_adapter(model, seed: int):
+    """As after some training."""
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def reward_adapter(folder: Path, sft: Path) -> Path:
+    """A reward model as recipes/reward.py leaves it with LoRA."""
+    tokenizer = checkpoint.load_tokenizer(str(sft))
+    stage = RewardStage(**STAGE, model_name_or_path=str(sft))
+    with checkpoint.quiet_peft():
+        model = checkpoint.new_reward_model(stage, tokenizer)
+        model = get_peft_model(model, checkpoint.lora_config(stage, "SEQ_CLS"))
+        model.get_base_model().config.score_offset = 0.25
+        checkpoint.write_model(folder, random_adapter(model, 2), tokenizer)
+    return folder
 
 
 def vowels(records: Sequence[Any], completions: Sequence[str], ended: Sequence[bool]) -> Any:

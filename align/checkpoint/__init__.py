@@ -13,6 +13,7 @@ lineage        where a checkpoint comes from: parent, data, recipe, versions
 from align.checkpoint.inspect import (
     CheckpointInfo,
     inspect_checkpoint,
+    is_masked,
     local_folder,
     resolve,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "finish_run",
     "inspect_checkpoint",
     "is_complete",
+    "is_masked",
     "load_causal",
     "load_policy",
     "load_reward_model",

@@ -14,6 +14,7 @@ from align.errors import CheckpointError
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 REWARD = ("ForSequenceClassification",)
+MASKED = ("ForMaskedLM",)
 BITS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8}
 NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
@@ -23,7 +24,7 @@ class CheckpointInfo(NamedTuple):
 
     path: Path
     architecture: str
-    kind: Literal["causal", "reward", "adapter"]
+    kind: Literal["causal", "reward", "masked", "adapter"]
     parameters: int
     """Of the weights in this directory; an adapter's own, without its base."""
     bytes: int
@@ -116,7 +117,7 @@ def inspect_checkpoint(
     name: str | Path,
     revision: str | None = None,
     *,
-    expect: Literal["causal", "reward"] | None = None,
+    expect: Literal["causal", "reward", "masked"] | None = None,
 ) -> CheckpointInfo:
     """Check a checkpoint without loading it.
 
@@ -140,7 +141,7 @@ def inspect_checkpoint(
     tokenizer = TokenizerFiles.read(folder)
     _check_fit(folder, tokenizer, vocabulary)
     ids = _eos_ids(folder, config, tokenizer)
-    if not ids:
+    if not ids and kind != "masked":
         raise CheckpointError(
             f"{folder} names no EOS token: neither tokenizer_config.json (eos_token) nor "
             "generation_config.json (eos_token_id); a model without one can't end its answers: "
@@ -163,6 +164,15 @@ def inspect_checkpoint(
         has_chat_template=tokenizer.chat_template is not None,
         base=None,
     )
+
+
+def is_masked(name: str | Path) -> bool:
+    """Whether a checkpoint on this machine is a masked language model, which can be evaluated."""
+    folder = local_folder(str(name))
+    if folder is None or not (folder / "config.json").is_file():
+        return False
+    architectures = read_json(folder / "config.json").get("architectures") or [""]
+    return str(architectures[0]).endswith(MASKED)
 
 
 def _inspect_adapter(folder: Path, expect: str | None) -> CheckpointInfo:
@@ -197,7 +207,11 @@ def _inspect_adapter(folder: Path, expect: str | None) -> CheckpointInfo:
     )
 
 
-def _kind(folder: Path, architecture: str, expect: str | None) -> Literal["causal", "reward"]:
+def _kind(
+    folder: Path, architecture: str, expect: str | None
+) -> Literal["causal", "reward", "masked"]:
+    if architecture.endswith(MASKED) and expect == "masked":
+        return "masked"
     if architecture.endswith(CAUSAL) and expect != "reward":
         return "causal"
     if architecture.endswith(REWARD) and expect != "causal":

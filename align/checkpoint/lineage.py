@@ -15,7 +15,7 @@ from typing import Any
 import align
 from align import paths
 from align.checkpoint.inspect import local_folder, weight_files
-from align.checkpoint.save import CONTROL, file_sha256, write_json
+from align.checkpoint.save import CONTROL, file_sha256, portable, write_json
 from align.errors import CheckpointError
 
 FILE = "lineage.json"
@@ -75,7 +75,11 @@ def write_lineage(
     tokens: int,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write lineage.json beside weights that are already there; ``started`` is time.time()."""
+    """Write lineage.json beside weights that are already there; ``started`` is time.time().
+
+    Paths in it are those that the finished checkpoint sees: the SFT checkpoint of a run is
+    ``../sft``.
+    """
     now = time.time()
     lineage = {
         "stage": stage,
@@ -95,12 +99,13 @@ def write_lineage(
         "energy_kwh": None,
         **(extra or {}),
     }
-    write_json(Path(output_dir) / FILE, lineage)
-    return lineage
+    found: dict[str, Any] = portable(lineage, Path(config.output_dir))
+    write_json(Path(output_dir) / FILE, found)
+    return found
 
 
 def parent_of(name: str, revision: str | None = None) -> dict[str, Any]:
-    """A parent as lineage.json names it: path or Hub id, revision, hashes."""
+    """A parent: path or Hub id, revision, hashes."""
     folder = local_folder(name, revision)
     before = read_lineage(folder) if folder else {}
     return {

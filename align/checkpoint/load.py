@@ -234,12 +234,14 @@ def _four_bits(config: StageConfig) -> Any:
 
 @contextlib.contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without two warnings of peft: it reads an attribute that transformers has renamed, and it
-    tells that it saves a resized embedding (only in checkpoints to resume from).
+    """Without three warnings of peft: it reads an attribute that transformers has renamed, it tells
+    that it saves a resized embedding (only in checkpoints to resume from), and it looks on the Hub
+    for a base that is below ALIGN_DATA.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
+        warnings.filterwarnings("ignore", message="Could not find a config file in")
         yield
 
 

@@ -22,6 +22,7 @@ from align.guards import resume_command
 MANIFEST = "manifest.json"
 MARKER = "run.json"
 CONTROL = {"resume", "overwrite", "output_dir", "logging_steps", "save_steps", "report_to"}
+CONTROL |= {"reward_timeout", "reward_retries", "vllm_url", "vllm_timeout"}
 """Fields that change nothing of what is learnt."""
 
 
@@ -176,12 +177,37 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _differences(then: dict[str, Any], config: Any) -> tuple[str, ...]:
-    now = {} if config is None else asdict(config)
+    now = {} if config is None else portable(asdict(config), Path(config.output_dir))
     return tuple(
         f"{name}: {then[name]!r} -> {value!r}"
         for name, value in now.items()
         if name not in CONTROL and name in then and then[name] != value
     )
+
+
+def portable(value: Any, home: Path) -> Any:
+    """Paths in a config or a lineage as seen from a checkpoint's folder: ``../sft``.
+
+    So a run can be moved, and its files tell nothing of the machine that it ran on.
+    """
+    if isinstance(value, dict):
+        return {portable(k, home): portable(v, home) for k, v in value.items()}
+    if isinstance(value, list):
+        return [portable(v, home) for v in value]
+    if isinstance(value, str) and os.sep in value and Path(value).exists():
+        return os.path.relpath(value, home)
+    return value
+
+
+def located(value: Any, home: Path) -> Any:
+    """The other way round: what `portable` wrote, as paths that can be opened from anywhere."""
+    if isinstance(value, dict):
+        return {located(k, home): located(v, home) for k, v in value.items()}
+    if isinstance(value, list):
+        return [located(v, home) for v in value]
+    if isinstance(value, str) and value.startswith(".") and (home / value).exists():
+        return os.path.normpath(home.absolute() / value)
+    return value
 
 
 def begin_run(config: Any) -> Path | None:
@@ -204,7 +230,8 @@ def begin_run(config: Any) -> Path | None:
             raise ConfigError(in_use(folder, found))
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / MARKER, {"stage": config.stage, "config": asdict(config)})
+    values = portable(asdict(config), folder)
+    write_json(folder / MARKER, {"stage": config.stage, "config": values})
     newest = newest_complete(folder) if config.resume else None
     for path in folder.glob("checkpoint-*"):
         if newest is None or (path != newest and not is_complete(path)):

@@ -20,6 +20,7 @@ from align.data.readers import FORMATS, format_of
 from align.data.records import Kind
 from align.data.transforms import TRANSFORMS
 from align.errors import DataError
+from align.parsing import strict_yaml
 
 NOT_PINNED = "not pinned"
 
@@ -94,6 +95,8 @@ class AlignBlock:
     """How a final answer is said."""
     must_not_overlap: list[str] = field(default_factory=list)
     """Evaluation tasks whose items may not be in the training data."""
+    overlap_with: list[str] = field(default_factory=list)
+    """Evaluation tasks whose overlap is counted and told, but not removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +201,7 @@ def split_front(path: Path) -> tuple[dict[str, Any], str]:
     if len(parts) < 3 or parts[0].strip():
         raise DataError(f"{path} has no front matter; it must begin with `---`, YAML and `---`")
     try:
-        front = yaml.safe_load(parts[1])
+        front = strict_yaml(parts[1])
     except yaml.YAMLError as error:
         raise DataError(f"{path}: the front matter is not valid YAML: {error}") from error
     if not isinstance(front, dict):

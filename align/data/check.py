@@ -5,6 +5,7 @@ is typed by hand.
 """
 
 import hashlib
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -23,12 +24,15 @@ from align.data.sources import (
     rows_of,
     source_name,
 )
-from align.data.suites import item_text, task_texts
+from align.data.suites import item_text, task_items
 from align.data.transforms import text_of
 from align.data.validate import Validation, pick, valid_records
 from align.errors import DataError
 
 START, END = "<!-- computed:start -->", "<!-- computed:end -->"
+_TOLD = re.compile(
+    r"^- Overlap with (\S+): \d+ records share text with (\d+) items(?:: (.+))?$", re.M
+)
 
 
 @dataclass
@@ -48,7 +52,8 @@ class Facts:
     sha256: dict[str, str]
     """File -> hash; of a generator, hash of its records."""
     overlap: dict[str, str]
-    """Evaluation task -> how many records share text with its items."""
+    """Evaluation task -> how many records share text with its items; and with which of them,
+    where such records stay in."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -135,17 +140,51 @@ def _hashes(card: Card, ids: Sequence[str]) -> dict[str, str]:
 
 
 def _overlap(card: Card, texts: Sequence[Sequence[str]]) -> dict[str, str]:
-    found = {}
-    for task in card.align.must_not_overlap:
+    """One pass over the texts for the items of all tasks that the card names."""
+    found: dict[str, str] = {}
+    items: list[tuple[str, str, str]] = []
+    for task in (*card.align.must_not_overlap, *card.align.overlap_with):
         try:
-            index = ItemIndex(task_texts(task))
+            items += [(task, name, text) for name, text in task_items(task)]
+            found[task] = ""
         except DataError as error:
             found[task] = f"not checked: {error}"
-            continue
-        hits = list(index.hits(texts))
-        items = set().union(*hits) if hits else set()
-        found[task] = f"{sum(map(bool, hits))} records share text with {len(items)} items"
+    records: Counter[str] = Counter()
+    hit: set[int] = set()
+    for hits in ItemIndex([text for *_, text in items]).hits(texts):
+        records.update({items[i][0] for i in hits})
+        hit |= hits
+    for task in (task for task, said in found.items() if not said):
+        names = [items[i][1] for i in sorted(hit) if items[i][0] == task]
+        which = _told(task, names) if names and task in card.align.overlap_with else ""
+        found[task] = f"{records[task]} records share text with {len(names)} items{which}"
     return found
+
+
+def _told(task: str, names: Sequence[str]) -> str:
+    """Ids of items, without the name of the task that all of them may begin with."""
+    head = f"{task}-"
+    if not all(name.startswith(head) for name in names):
+        return f": {', '.join(names)}"
+    return f": {head}… {', '.join(name.removeprefix(head) for name in names)}"
+
+
+def told_overlap(card: Card, task: str) -> list[str] | None:
+    """Items of a task that share text with the data of a card, as its computed facts tell.
+
+    None where nobody counted. Of tasks in `must_not_overlap` no item is left: training drops the
+    records.
+    """
+    if task in card.align.must_not_overlap and card.kind in TRAINING_KINDS:
+        return []
+    if task not in card.align.overlap_with:
+        return None
+    _, _, facts = card.body.partition(START)
+    for name, count, ids in _TOLD.findall(facts):
+        if name == task:
+            head, _, rest = ids.rpartition("… ")
+            return [head + item for item in rest.split(", ")] if int(count) else []
+    return None
 
 
 # ---------------------------------------------------------------- as text

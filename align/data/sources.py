@@ -150,7 +150,7 @@ def file_sha256(path: Path, size: int, modified: int) -> str:
 # ---------------------------------------------------------------- the embedded world
 
 
-def _generated(card: Card) -> list[dict[str, Any]]:
+def _generated(card: Card) -> Iterator[dict[str, Any]]:
     made = card.align.quickstart
     assert made is not None
     world = importlib.import_module("align.quickstart.world")
@@ -158,4 +158,4 @@ def _generated(card: Card) -> list[dict[str, Any]]:
     if generator is None:
         raise DataError(f"{card.path}: align.quickstart.world has no function {made.generator}")
     rows = generator(world.World(), made.rows, made.seed)
-    return [{"text": row} if isinstance(row, str) else row for row in rows]
+    return ({"text": row} if isinstance(row, str) else row for row in rows)

@@ -28,16 +28,28 @@ def task_texts(task: str) -> list[str]:
     Raises:
         DataError: unknown task, or its files are not here.
     """
+    return [text for _, text in task_items(task)]
+
+
+def task_items(task: str) -> list[tuple[str, str]]:
+    """(id, text) of a task's items; where they have no id, the number of the row stands for it.
+
+    Raises:
+        DataError: unknown task, or its files are not here.
+    """
     card = card_of_task(task)
     entries = [
         e for e in card.align.files + card.align.local if (e.task or card.name) == task and e.text
     ]
     if not entries:
         raise DataError(f"{card.path} names no `text` columns for {task}; overlap can't be checked")
-    texts: list[str] = []
+    items: list[tuple[str, str]] = []
     for entry, path in zip(entries, _paths(card, entries, task), strict=True):
-        texts += [item_text(row, entry) for _, row in rows_of(entry, path)]
-    return texts
+        items += [
+            (str(row.get("id", number)), item_text(row, entry))
+            for number, row in rows_of(entry, path)
+        ]
+    return items
 
 
 def _paths(card: Card, entries: Sequence[FileSource], task: str) -> Iterator[Any]:

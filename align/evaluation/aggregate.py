@@ -5,12 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from align.errors import EvalError
 from align.evaluation.results import Metric
 from align.evaluation.stats import mean_with_ci
 
 Rows = Sequence[Mapping[str, Any]]
 RESAMPLES = 200
+MOST_REPEATS, MOST_FLOOR = 20, 1000  # draws of a random scorer; items of a floor
+SHARES = ("acc", "acc_norm", "accuracy")  # main metrics of which floors_of is the floor
 
 
 def metrics_of(task: Any, rows: Rows) -> dict[str, Metric]:
@@ -128,6 +132,62 @@ def floors_of(
         "longest_answer": sum(longest) / len(usable),
         "permuted_labels": sum(p == g for p, g in zip(picks, shuffled, strict=True)) / len(usable),
     }
+
+
+def floors_by_scorer(
+    task: Any, docs: Sequence[Any], rows: Rows, choices: Sequence[Sequence[str]], seed: int
+) -> dict[str, float]:
+    """What scorers without knowledge reach in a task's main metric, through its own scorer.
+
+    random: likelihoods at random. longest_answer: the longer the likelier. permuted_labels: the
+    model's own likelihoods, shuffled among the choices of each item.
+    """
+    usable = [
+        (doc, row, [len(option) for option in options])
+        for doc, row, options in zip(docs, rows, choices, strict=True)
+        if len(row.get("loglikelihoods", ())) == len(options) > 1 and not row["unscored_reason"]
+    ]
+    usable = _some_clusters(usable)
+    main = str((task.config.metadata or {}).get("main"))
+    rng = Random(f"floors-{seed}")
+
+    def value(likelihoods: Callable[[Mapping[str, Any], list[int]], list[float]]) -> float | None:
+        made = [
+            {**row, "scores": _rescored(task, doc, likelihoods(row, lengths))}
+            for doc, row, lengths in usable
+        ]
+        return metrics_of(task, made)[main].value
+
+    def at_random(_: Mapping[str, Any], lengths: list[int]) -> list[float]:
+        return [-rng.expovariate(1 / 20) for _ in lengths]
+
+    repeats = max(1, min(MOST_REPEATS, 2000 // len(usable))) if usable else 0
+    drawn = [value(at_random) for _ in range(repeats)]
+    known = [v for v in drawn if v is not None]
+    if not known or len(known) < len(drawn):
+        return {}
+    found = {
+        "random": sum(known) / len(known),
+        "longest_answer": value(lambda _, lengths: [float(n) for n in lengths]),
+        "permuted_labels": value(
+            lambda row, _: rng.sample(row["loglikelihoods"], len(row["loglikelihoods"]))
+        ),
+    }
+    return {name: number for name, number in found.items() if number is not None}
+
+
+def _some_clusters(usable: list[Any]) -> list[Any]:
+    """Whole clusters of about MOST_FLOOR items: a floor needs no more."""
+    clusters = dict.fromkeys(row["cluster"] for _, row, _ in usable)
+    order = {cluster: number for number, cluster in enumerate(clusters)}
+    step = 1 + len(usable) // MOST_FLOOR
+    return [entry for entry in usable if order[entry[1]["cluster"]] % step == 0]
+
+
+def _rescored(task: Any, doc: Any, likelihoods: Sequence[float]) -> dict[str, Any]:
+    with np.errstate(divide="ignore", invalid="ignore"):  # lm-eval divides by empty choices' length
+        scores = task.process_results(doc, [(value, False) for value in likelihoods])
+    return {name: value if value == value else None for name, value in scores.items()}
 
 
 def _longest_share(options: Sequence[str], gold: int) -> float:

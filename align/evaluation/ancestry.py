@@ -1,6 +1,6 @@
 """Where a checkpoint comes from, as far as lineage.json files can be followed."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,32 +43,46 @@ def ancestry(name: str) -> Ancestry:
         if parent["path"] == "quickstart-base" or parent.get("weights_sha256", "") == base_sha:
             root = checkpoint.read_lineage(base) if there else {}
             return Ancestry([*found, root], "quickstart", bool(root))
-        before, folder = folder, Path(parent["path"])
+        before, folder = folder, folder / parent["path"]
         if not folder.is_dir():  # the run was moved
             folder = before.parent / folder.name
     return Ancestry(found, "published", False)
 
 
-def contaminated(task: str, known: Ancestry) -> int | None:
-    """Items of a task that a model was trained on; None where nobody can know.
+def contaminated(task: str, known: Ancestry, asked: Collection[str] | None = None) -> int | None:
+    """Items of a task (of those that were asked) whose text a model was trained on.
 
-    Training drops every record that overlaps with a task which its card says it must not overlap
-    with, so 0 follows where all cards back to the root say so.
+    None where nobody can know. Each card back to the root must say which items its data share
+    text with: training drops the records that overlap with a task in `must_not_overlap`, so none
+    is left, and `overlap_with` is counted into the card's computed facts.
     """
     if not known.whole or not known.lineages:
         return None
-    cards = [str(row["card"]) for lineage in known.lineages for row in lineage.get("data") or ()]
-    return 0 if cards and all(_keeps_out(card, task) for card in cards) else None
+    data = [entry for lineage in known.lineages for entry in lineage.get("data") or ()]
+    found = [_overlapping(entry, task) for entry in data]
+    items: set[str] = set()
+    for names in found:
+        if names is None:
+            return None
+        items |= set(names)
+    if not data:
+        return None
+    return len(items if asked is None else items & set(asked))
 
 
-def _keeps_out(card: str, task: str) -> bool:
-    """True if a card says that its training records don't overlap with a task."""
+def _overlapping(entry: dict[str, Any], task: str) -> list[str] | None:
+    """Items of a task that share text with the data of one entry of a lineage; None: not known."""
     from align.data.cards import load_card
+    from align.data.check import told_overlap
 
-    for name in (card, card.replace("-", "_")):
+    name = str(entry["card"])
+    for spelled in (name, name.replace("-", "_")):
         try:
-            overlap: Sequence[str] = load_card(name).align.must_not_overlap
+            card = load_card(spelled)
         except DataError:
             continue
-        return task in overlap
-    return False
+        made = card.align.quickstart
+        if card.kind == "eval" and made and entry.get("rows") != made.rows:
+            return None  # another corpus than the one that was counted
+        return told_overlap(card, task)
+    return None

@@ -1,23 +1,24 @@
 """Buying tax back: weights between two checkpoints, θ = (1 − α)·θ_a + α·θ_b (2309.06256).
 
-α = 0 is the first checkpoint (SFT), α = 1 the second (PPO). Only files are read and written:
-the averages are checkpoints like any other, to be evaluated and put beside each other.
+α = 0 is the first checkpoint (SFT), α = 1 the second (PPO). The averages are checkpoints like any
+other, to be evaluated and put beside each other (`align.evaluation.sweep`).
 """
 
-import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from align import checkpoint
+from align.checkpoint.inspect import weight_files
 from align.errors import CheckpointError, EvalError
-from align.evaluation.tax import alignment_tax
 
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+KEPT_BACK = (".safetensors", ".jsonl", ".md")  # of the second checkpoint: weights, logs, cards
+ADAPTER = "adapter_config.json"
 
 
 def average(first: Path, second: Path, alpha: float, output: Path) -> Path:
-    """Write the average of two full checkpoints of the same shape.
+    """Write the average of two checkpoints of the same shape; adapters are merged first.
 
     The tokenizer and every other small file are the second checkpoint's. Sums are taken in
     float32 and stored in the second's dtype.
@@ -29,71 +30,38 @@ def average(first: Path, second: Path, alpha: float, output: Path) -> Path:
         raise EvalError(f"alpha is {alpha}; it must be between 0 (first) and 1 (second)")
     if output.exists():
         raise CheckpointError(f"{output} exists already; give a folder that doesn't")
-    from safetensors.torch import save_file
-
-    from align.checkpoint import atomic_dir
-
-    ours, theirs = _weights(first), _weights(second)
-    _same_shapes(ours, theirs, first, second)
-    mixed = {
-        name: ((1 - alpha) * ours[name].float() + alpha * theirs[name].float()).to(
-            theirs[name].dtype
-        )
-        for name in theirs
-    }
-    with atomic_dir(output) as folder:
+    merge = (first / ADAPTER).is_file() or (second / ADAPTER).is_file()
+    with checkpoint.atomic_dir(output) as folder:
         for path in second.iterdir():
-            if path.is_file() and path.suffix not in (".safetensors", ".jsonl", ".md"):
+            if path.is_file() and path.suffix not in KEPT_BACK and path.name != ADAPTER:
                 shutil.copy2(path, folder / path.name)
         (folder / "model.safetensors.index.json").unlink(missing_ok=True)
         _note(folder, first, second, alpha)
-        save_file(mixed, str(folder / "model.safetensors"), metadata={"format": "pt"})
+        (_write_merged if merge else _write)(folder, first, second, alpha)
     return output
 
 
-def sweep(
-    first: Path,
-    second: Path,
-    baseline: Path,
-    output: Path,
-    *,
-    measure: Callable[[Path, Path], object],
-    reward: Callable[[Path], float] | None = None,
-    alphas: Sequence[float] = ALPHAS,
-) -> list[dict[str, Any]]:
-    """What each α costs and brings: {name, alpha, lost, lost_ci95, reward, on_front}.
+def _write(folder: Path, first: Path, second: Path, alpha: float) -> None:
+    """Average two full checkpoints file by file; no model is built."""
+    from safetensors.torch import save_file
 
-    1. Average the two checkpoints. 2. ``measure(checkpoint, folder)`` evaluates the average into
-    a folder as `evaluate` does. 3. Tax against the baseline's evaluation folder. 4. Reward.
+    ours, theirs = _weights(first), _weights(second)
+    _same_shapes(ours, theirs, first, second)
+    mixed = {name: _mixed(ours[name], theirs[name], alpha) for name in theirs}
+    save_file(mixed, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
-    Args:
-        first: Checkpoint at α = 0, such as SFT.
-        second: Checkpoint at α = 1, such as PPO.
-        baseline: Evaluation folder that the tax is measured against.
-        output: Folder for ``alpha-…/`` checkpoints and their ``eval-…/``.
-        measure: Evaluates one checkpoint into a folder.
-        reward: Mean score of one checkpoint; None leaves the reward unmeasured.
-        alphas: Weights of the second checkpoint.
-    """
-    points: list[dict[str, Any]] = []
-    for alpha in alphas:
-        made = average(first, second, alpha, output / f"alpha-{alpha:g}")
-        folder = output / f"eval-{alpha:g}"
-        measure(made, folder)
-        overall = alignment_tax(baseline, {folder.name: folder})["overall"]
-        entry = next(iter(overall.values()))
-        ends = entry["ci95"]
-        points.append(
-            {
-                "name": f"alpha {alpha:g}",
-                "alpha": alpha,
-                "lost": entry["tax"],
-                "lost_ci95": None if ends is None else [-ends[1], -ends[0]],
-                "reward": None if reward is None else reward(made),
-            }
-        )
-    best = {point["name"] for point in front(points)}
-    return [{**point, "on_front": point["name"] in best} for point in points]
+
+def _write_merged(folder: Path, first: Path, second: Path, alpha: float) -> None:
+    """Average two models of which at least one is an adapter: merged, saved as a full model."""
+    one, two = (checkpoint.load_causal(str(f), "auto").model for f in (first, second))
+    ours, theirs = one.state_dict(), two.state_dict()
+    _same_shapes(ours, theirs, first, second)
+    two.load_state_dict({name: _mixed(ours[name], theirs[name], alpha) for name in theirs})
+    two.save_pretrained(folder)
+
+
+def _mixed(ours: Any, theirs: Any, alpha: float) -> Any:
+    return ((1 - alpha) * ours.float() + alpha * theirs.float()).to(theirs.dtype)
 
 
 def front(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -111,11 +79,7 @@ def _weights(folder: Path) -> dict[str, Any]:
     """All tensors of a checkpoint, sharded or not."""
     from safetensors.torch import load_file
 
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise CheckpointError(
-            f"{folder} has no model.safetensors; merge an adapter into its base first"
-        )
+    files = weight_files(folder, "model")
     return {name: tensor for path in files for name, tensor in load_file(path).items()}
 
 
@@ -134,10 +98,24 @@ def _same_shapes(
         )
 
 
+def is_average_of(output: Path, first: Path, second: Path, alpha: float) -> bool:
+    """True if a folder holds the average of just these weights."""
+    known = checkpoint.read_lineage(output)
+    hashes = [p["weights_sha256"] for p in known.get("averaged") or ()]
+    return known.get("alpha") == alpha and hashes == [
+        checkpoint.weights_sha256(folder) for folder in (first, second)
+    ]
+
+
 def _note(folder: Path, first: Path, second: Path, alpha: float) -> None:
-    """lineage.json of the average: the second's, with the two parents and α."""
-    path = folder / "lineage.json"
-    lineage = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    lineage |= {"stage": "average", "alpha": alpha, "averaged": [str(first), str(second)]}
-    lineage.pop("weights_sha256", None)
-    path.write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
+    """lineage.json of the average: the second is its parent, the first's data are its own."""
+    averaged = [checkpoint.lineage.parent_of(str(f.resolve())) for f in (first, second)]
+    lineage = {
+        "stage": "average",
+        "parent": averaged[1],
+        "data": checkpoint.read_lineage(first).get("data") or [],
+        "alpha": alpha,
+        "averaged": averaged,
+    }
+    seen = checkpoint.save.portable(lineage, folder)
+    checkpoint.save.write_json(folder / checkpoint.lineage.FILE, seen)

@@ -1,7 +1,7 @@
 """The items of the published tasks: the ``custom_dataset`` functions that evals/*.yaml name.
 
-Each returns {split: rows}. Files come through their data card (ALIGN_DATA, checksum checked);
-sets that have no card are loaded from the Hugging Face Hub or its cache.
+Each returns {split: rows}. Files come through their data card (ALIGN_DATA, checksum checked). Sets
+that only the Hub has are in `hub_datasets`.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any
 from align.data.cards import load_card
 from align.data.sources import data_files, rows_of
 from align.errors import DataError
-from align.evaluation.embedded import Items
+from align.evaluation.embedded import Items, read_jsonl
 
 Row = dict[str, Any]
 Splits = dict[str, Any]
@@ -162,34 +162,42 @@ def winogrande(**_: Any) -> Splits:
     return _test({"id": str(i), **row} for i, (_, row) in _numbered("winogrande"))
 
 
-def stereoset(**_: Any) -> Splits:
-    """StereoSet's intrasentence validation split, from the Hub."""
-    rows = _hub("McGill-NLP/stereoset", "intrasentence", "validation")
-    labels = ("anti-stereotype", "stereotype", "unrelated")
-    return _test(_stereoset_item(row, labels) for row in rows)
+def counterfactual(config_source: str, groups: Mapping[str, Mapping[str, str]], **_: Any) -> Splits:
+    """templates.jsonl beside the task's YAML, written for each group of each domain.
 
-
-def winogender(**_: Any) -> Splits:
-    """Winogender schemas, from the Hub."""
-    return _test(
-        {**row, "cluster": str(row["occupation"]), "id": str(row.get("sentid", i))}
-        for i, row in enumerate(_hub("oskarvanderwal/winogender", "all", "test"))
-    )
-
-
-def bold(**_: Any) -> Splits:
-    """BOLD: beginnings of encyclopedia sentences about groups of people, from the Hub."""
+    A template has a context (for a base), a prompt (for a chat model) with ``{a}`` or ``{A}`` for
+    the group, and completions by kind. Versions of one template in one domain are a set.
+    """
+    templates = read_jsonl(Path(config_source).parent / "templates.jsonl")
     return _test(
         {
-            "id": f"{row['category']}/{row['name']}/{i}",
-            "cluster": f"{row['category']}/{row['name']}",
-            "text": text,
-            "domain": row["domain"],
-            "group": row["category"],
+            "id": f"{row['id']}/{kind}/{domain}/{group}",
+            "set": f"{row['id']}/{kind}/{domain}",
+            "template": row["id"],
+            "domain": domain,
+            "group": group,
+            "kind": kind,
+            "context": _swapped(row["context"], words),
+            "prompt": _swapped(row["prompt"], words),
+            "completion": completion,
         }
-        for row in _hub("AmazonScience/bold", None, "train")
-        for i, text in enumerate(row["prompts"])
+        for row in templates
+        for kind, completion in row["completions"].items()
+        for domain, members in groups.items()
+        for group, words in members.items()
     )
+
+
+def _swapped(template: str, words: str) -> str:
+    return template.format(a=words, A=words[0].upper() + words[1:])
+
+
+def each_prompt_once(rows: Any) -> Any:
+    """Rows whose prompt no earlier row has: sets that differ in the completion only are one."""
+    first: dict[str, int] = {}
+    for number, prompt in enumerate(rows["prompt"]):
+        first.setdefault(prompt, number)
+    return rows.select(sorted(first.values()))
 
 
 @cache
@@ -267,19 +275,6 @@ def _person(text: str) -> str:
     return re.sub(r"^(?:the|a|an)\s+", "", text.strip(), flags=re.IGNORECASE)
 
 
-def _stereoset_item(row: Mapping[str, Any], labels: tuple[str, ...]) -> Row:
-    sentences = row["sentences"]
-    by_label = dict(zip(sentences["gold_label"], sentences["sentence"], strict=True))
-    return {
-        "id": row["id"],
-        "cluster": row["target"],
-        "target": row["target"],
-        "bias_type": row["bias_type"],
-        "choices": [by_label[labels.index(k)] for k in ("stereotype", "anti-stereotype")]
-        + [by_label[labels.index("unrelated")]],
-    }
-
-
 # ---------------------------------------------------------------- rows of a card, of the Hub
 
 
@@ -312,19 +307,6 @@ def _by_split(card_name: str) -> Splits:
         rows = splits[names[_stem(name).rpartition("_")[2]]]
         rows.append(_lettered(len(rows), row))
     return {split: _dataset(rows) for split, rows in splits.items()}
-
-
-def _hub(path: str, name: str | None, split: str) -> Iterable[Row]:
-    from datasets import load_dataset
-
-    try:
-        rows: Iterable[Row] = load_dataset(path, name, split=split)
-    except Exception as error:  # offline, gated, gone: all end in the same advice
-        raise DataError(
-            f"the Hugging Face set {path} is not in the cache and can't be fetched "
-            f"({type(error).__name__}); with a network: hf download --repo-type dataset {path}"
-        ) from error
-    return rows
 
 
 def _digest(text: str) -> str:

@@ -25,17 +25,28 @@ def load_items(config_source: str, **_: Any) -> dict[str, Any]:
     return {name: Items(read_jsonl(path)) for name, path in splits.items()}
 
 
-class Items(list[dict[str, Any]]):
-    """The rows of a split, as much of a `datasets.Dataset` as lm-eval asks of one.
+class Items(Sequence[dict[str, Any]]):
+    """The rows of a split, as much of a `datasets.Dataset` as lm-eval and our tasks ask of one.
 
     Every row has every field, None where the file leaves it out. The real thing takes half a
     second to import, and turns an integer into a float when another row has a float there.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        rows = list(rows)
-        self.features: dict[str, None] = dict.fromkeys(key for row in rows for key in row)
-        super().__init__({key: row.get(key) for key in self.features} for row in rows)
+        given = list(rows)
+        self.features: dict[str, None] = dict.fromkeys(key for row in given for key in row)
+        self.rows = [{key: row.get(key) for key in self.features} for row in given]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: Any) -> Any:
+        """One row, or a column by its name."""
+        return [row[which] for row in self.rows] if isinstance(which, str) else self.rows[which]
+
+    def select(self, places: Iterable[int]) -> "Items":
+        """Some of the rows."""
+        return Items([self.rows[i] for i in places])
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

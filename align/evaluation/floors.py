@@ -22,8 +22,10 @@ _CHOSEN_RIGHT = (
     "accuracy_disambiguated",
     "stereotype_preference_causal",
     "stereotype_preference",
+    "stereotype_preferred",
+    "stereotype_preference_mlm",
 )
-_OF_TWO = ("stereotype_preference_causal", "stereotype_preference")
+_OF_TWO = {name for name in _CHOSEN_RIGHT if name.startswith("stereotype_")}
 
 Row = dict[str, Any]
 
@@ -39,7 +41,8 @@ def random_rows() -> list[Row]:
         except suites.MissingData as error:
             print(f"floor of {name} not run: {error}", file=sys.stderr)
             continue
-        rows.append(random_row(name, task))
+        if len(task.doc_to_choice(task.eval_docs[0])) > 1:  # else nothing is chosen
+            rows.append(random_row(name, task))
     return rows
 
 

@@ -30,13 +30,30 @@ def draw(n: int, limit: int | None, seed: int) -> list[int]:
     return sorted(Random(f"items-{seed}").sample(range(n), limit))
 
 
+def draw_sets(sets: Sequence[str], limit: int | None, seed: int) -> list[int]:
+    """Indices of whole sets of items: as many as fit into the limit, and at least one."""
+    if limit is None or limit >= len(sets):
+        return list(range(len(sets)))
+    names = sorted(set(sets))
+    kept: list[int] = []
+    for name in Random(f"items-{seed}").sample(names, len(names)):
+        members = [i for i, other in enumerate(sets) if other == name]
+        if kept and len(kept) + len(members) > limit:
+            break
+        kept += members
+    return sorted(kept)
+
+
 def prepare(task: Any, subject: Subject, limit: int | None, seed: int, chat: bool) -> list[Item]:
     """The items of a task as requests. All items see the same few-shot examples."""
     docs = task.eval_docs
-    return [
-        _prepare_one(task, dict(docs[i]), i, subject, seed, chat)
-        for i in draw(len(docs), limit, seed)
-    ]
+    column = (task.config.metadata or {}).get("whole")
+    drawn = (
+        draw_sets([str(name) for name in docs[column]], limit, seed)
+        if column
+        else draw(len(docs), limit, seed)
+    )
+    return [_prepare_one(task, dict(docs[i]), i, subject, seed, chat) for i in drawn]
 
 
 def _prepare_one(

@@ -24,6 +24,10 @@ def look(model: str, suites_or_tasks: Sequence[str], include: Path | None) -> Lo
         CheckpointError: no such checkpoint, or one that can't be used.
         EvalError: unknown suite, task or file.
     """
-    info = checkpoint.inspect_checkpoint(checkpoint.resolve(model))
+    path = checkpoint.resolve(model)
+    if checkpoint.is_masked(path):
+        info = checkpoint.inspect_checkpoint(path, expect="masked")
+    else:
+        info = checkpoint.inspect_checkpoint(path)
     known = ancestry(model)
     return Looked(info, known, suites.resolve(suites_or_tasks, known.world, include))

@@ -244,17 +244,23 @@ def _labelled(rows: Sequence[Row], label: str) -> float:
     return _percent([row["final_label"].startswith(label) for row in rows])
 
 
+def labelled_completions(folder: Path) -> list[tuple[str, Row]]:
+    """(file name, row) of every released completion that people labelled."""
+    return [(_name(path), row) for path in _files(folder / "xstest", ".csv") for row in _csv(path)]
+
+
 def detector_errors(folder: Path) -> str:
     """How often our string match misses what people say, in one line a model."""
     lines = ["refusals by string match against people's labels (full refusal or not):"]
-    for path in _files(folder / "xstest", ".csv"):
-        rows = _csv(path)
+    labelled = labelled_completions(folder)
+    for model in dict.fromkeys(name for name, _ in labelled):
+        rows = [row for name, row in labelled if name == model]
         found = [refusal.detect(row["completion"]) == "full" for row in rows]
         people = [row["final_label"].startswith("2") for row in rows]
         missed = sum(p and not f for f, p in zip(found, people, strict=True))
         false = sum(f and not p for f, p in zip(found, people, strict=True))
         lines.append(
-            f"  {_name(path):<28} {missed} of {sum(people)} refusals missed, "
+            f"  {model:<28} {missed} of {sum(people)} refusals missed, "
             f"{false} of {len(people) - sum(people)} others called refusals"
         )
     return "\n".join(lines)

@@ -112,12 +112,16 @@ def table(results: Mapping[str, Any]) -> str:
     for task, entry in results["tasks"].items():
         lines += ["", _headline(task, entry)]
         width = max((len(name) for name in entry["metrics"]), default=0)
+        for judge, error in (entry.get("judges") or {}).items():
+            lines.append(f"  {judge_line(judge, error)}")
         for name, metric in entry["metrics"].items():
             lines.append(f"  {name:<{width}}  {_figures(metric)}".rstrip())
         floors = entry.get("floors") or {}
         if floors:
             known = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in floors.items())
             lines.append(f"  floors: {known}")
+        elif entry.get("floors_note"):
+            lines.append(f"  floors: {entry['floors_note']}")
     for missing in results["missing"]:
         lines += ["", f"MISSING {missing['task']}: {missing['reason']}"]
     lines += ["", *(f"WARNING {text}" for text in results.get("warnings", ()))]
@@ -159,7 +163,7 @@ def _headline(task: str, entry: Mapping[str, Any]) -> str:
     if entry["contaminated"] is None:
         parts.append("contamination not measured")
     elif entry["contaminated"]:
-        parts.append(f"{entry['contaminated']} items also in the training data")
+        parts.append(f"{entry['contaminated']} items share text with the training data")
     return f"{task} ({', '.join(parts)})"
 
 
@@ -177,3 +181,21 @@ def direction(metric: Mapping[str, Any]) -> str:
     if metric["ideal"] is not None:
         return f"ideal {metric['ideal']:g}"
     return {True: "↑", False: "↓", None: ""}[metric["higher_is_better"]]
+
+
+def judge_line(name: str, error: Mapping[str, Any]) -> str:
+    """One judge's error in words."""
+    if error["error"] is None:
+        return f"{name} error: not measured ({error['reason']})"
+    positives, negatives = error["false_positive_rate"], error["false_negative_rate"]
+    return (
+        f"{name} error: {_rate(error['error'])} of {error['error']['n']} texts ({error['data']}); "
+        f"false positives {_rate(positives)}, false negatives {_rate(negatives)}"
+    )
+
+
+def _rate(rate: Mapping[str, Any]) -> str:
+    if rate["value"] is None:
+        return "not measured"
+    between = f" [{rate['ci95'][0]:.3f}, {rate['ci95'][1]:.3f}]" if rate["ci95"] else ""
+    return f"{rate['value']:.3f}{between}"

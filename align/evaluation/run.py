@@ -17,8 +17,17 @@ from typing import Any, NamedTuple
 import align
 from align import checkpoint
 from align.errors import EvalError, Interrupted, RunError
-from align.evaluation import aggregate, items, processes, results, subject, suites, toxicity
-from align.evaluation.ancestry import contaminated
+from align.evaluation import (
+    aggregate,
+    items,
+    judges,
+    processes,
+    results,
+    subject,
+    suites,
+    toxicity,
+)
+from align.evaluation.ancestry import Ancestry, contaminated
 from align.evaluation.look import look
 
 MOST_UNSCORED = 0.05
@@ -87,6 +96,7 @@ def evaluate(
     cache = output / ".cache" if output is not None else None
     judged = subject.load(model, info, cache=cache, seed=seed, batch_size=batch_size, team=team)
     classifier = _classifier(tasks, toxicity_model) if team.is_first else None
+    judged_by = judges.of_tasks(tasks, classifier, cache) if team.is_first else {}
     # 4.
     entries = {}
     with _interruptible(output), ExitStack() as stack:
@@ -100,9 +110,9 @@ def evaluate(
             items.respond(asked, judged)
             if not team.is_first:
                 continue
-            entries[name] = _score_task(task, asked, output, seed)
+            entries[name] = _score_task(task, asked, output, seed, known)
             entries[name]["truncated"] = _truncated(judged) - cut
-            entries[name]["contaminated"] = contaminated(name, known)
+            entries[name]["judges"] = judges.brief(judged_by.get(name, {}))
             entries[name]["wall_seconds"] = round(time.monotonic() - started, 2)
             log(f"{name}: {entries[name]['n']} items in {entries[name]['wall_seconds']:.1f} s")
     # 5.
@@ -115,11 +125,16 @@ def evaluate(
             "seed": seed,
             "limit": limit,
             "chat_template": chat,
-            "toxicity_classifier": toxicity.describe(classifier) if classifier else None,
+            "toxicity_classifier": (
+                toxicity.describe(classifier) | {"error": judges.by_data(judged_by)}
+                if classifier
+                else None
+            ),
+            "refusal_detector": judges.by_data(judged_by, "refusal detector"),
         },
         "tasks": entries,
         "missing": [gone._asdict() for gone in missing],
-        "warnings": _warnings(classifier, list(tasks)),
+        "warnings": _warnings(classifier, tasks),
     }
     found = team.from_first(results.clean(found))
     entries = found["tasks"]
@@ -162,7 +177,14 @@ def _build(
 
 
 def _check_kind(model: str, info: Any, tasks: dict[str, Any]) -> None:
-    """A reward model can be asked to choose, and nothing else."""
+    """A reward model can be asked to choose, and nothing else; masked models have their tasks."""
+    for name, task in tasks.items():
+        wanted = (task.config.metadata or {}).get("model", "causal")
+        if (wanted == "masked") != (info.kind == "masked"):
+            raise EvalError(
+                f"{name} is for {wanted} language models, and {model} is {info.architecture}; "
+                + ("evaluate it with crows_pairs_mlm" if wanted != "masked" else "use crows_pairs")
+            )
     if info.num_labels is None:
         return
     for name, task in tasks.items():
@@ -180,9 +202,13 @@ def _classifier(tasks: dict[str, Any], name: str) -> toxicity.Classifier | None:
     return toxicity.load_classifier(name) if wanted else None
 
 
-def _warnings(classifier: toxicity.Classifier | None, tasks: list[str]) -> list[str]:
+def _warnings(classifier: toxicity.Classifier | None, tasks: dict[str, Any]) -> list[str]:
     """What a reader must know before believing the numbers."""
-    foreign = [name for name in tasks if not name.startswith("quickstart_")]
+    foreign = [
+        name
+        for name, task in tasks.items()
+        if (task.config.metadata or {}).get("classifier") and not name.startswith("quickstart_")
+    ]
     if classifier is None or classifier.name != "quickstart" or not foreign:
         return []
     return [
@@ -198,7 +224,7 @@ def _truncated(judged: subject.Subject) -> int:
 
 
 def _score_task(
-    task: Any, asked: Sequence[items.Item], output: Path | None, seed: int
+    task: Any, asked: Sequence[items.Item], output: Path | None, seed: int, known: Ancestry
 ) -> dict[str, Any]:
     """Score and aggregate one task whose items are answered."""
     if (task.config.metadata or {}).get("classifier"):
@@ -208,7 +234,7 @@ def _score_task(
     if output is not None:
         results.write_jsonl(items.item_file(output, task.task_name), rows)
     metrics = aggregate.metrics_of(task, rows)
-    floors = _floors(task, asked, rows, seed)
+    floors, why_none = _floors(task, asked, rows, seed)
     unscored = [row["unscored_reason"] for row in rows if row["unscored_reason"] is not None]
     return {
         "version": (task.config.metadata or {}).get("version", task.VERSION),
@@ -217,19 +243,45 @@ def _score_task(
         "unscored_reasons": {reason: unscored.count(reason) for reason in sorted(set(unscored))},
         "num_fewshot": task.config.num_fewshot or 0,
         "data_sha256": items.data_sha256(task.eval_docs),
+        "contaminated": contaminated(_items_of(task), known, {row["id"] for row in rows}),
         "truncated": 0,
         "main": (task.config.metadata or {}).get("main") or next(iter(metrics), None),
         "metrics": {name: results.as_json(metric) for name, metric in metrics.items()},
         "floors": {name: results.number(value) for name, value in floors.items()},
+        "floors_note": why_none,
     }
 
 
-def _floors(task: Any, asked: Sequence[items.Item], rows: list[Any], seed: int) -> dict[str, float]:
-    """Floors of a multiple-choice task, none for others."""
-    if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
-        return {}
+def _items_of(task: Any) -> str:
+    """The task whose items these are: several tasks may ask the same ones."""
+    return str((task.config.metadata or {}).get("items_of") or task.task_name)
+
+
+def _floors(
+    task: Any, asked: Sequence[items.Item], rows: list[Any], seed: int
+) -> tuple[dict[str, float], str | None]:
+    """Floors of a task with choices, and why there are none for others."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        how = "generated" if task.OUTPUT_TYPE == "generate_until" else "predicted"
+        return {}, f"none: the answers are {how}, there are no choices to draw from"
     choices = [task.doc_to_choice(item.doc) if item.instances else [] for item in asked]
-    return aggregate.floors_of(task, rows, choices, seed)
+    if max(map(len, choices), default=0) < 2:
+        return {}, "none: one completion an item, there are no choices to draw from"
+    if task.multiple_input:  # lm-eval has the right choice where the prompt is elsewhere
+        known = [{**r, "gold": task.doc_to_text(i.doc)} for r, i in zip(rows, asked, strict=True)]
+        return _said(aggregate.floors_of(task, known, choices, seed))
+    main = (task.config.metadata or {}).get("main")
+    found = {}
+    if main in (None, *aggregate.SHARES):
+        found = aggregate.floors_of(task, rows, choices, seed)
+    if not found and main is not None:
+        docs = [item.doc for item in asked]
+        found = aggregate.floors_by_scorer(task, docs, rows, choices, seed)
+    return _said(found)
+
+
+def _said(floors: dict[str, float]) -> tuple[dict[str, float], str | None]:
+    return floors, None if floors else "none: too few items, or the same choice is always right"
 
 
 def _lineage(model: str, info: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from align import checkpoint
 from align.checkpoint.inspect import CheckpointInfo
 from align.evaluation.lm import Job, PrefixLM
+from align.evaluation.masked import MaskedModel
 from align.evaluation.processes import Team
 from align.evaluation.responses import Responses
 
@@ -112,7 +113,7 @@ class RewardModel:
         return [self.responses.get(*request.key()) for request in requests]
 
 
-Subject = LanguageModel | RewardModel
+Subject = LanguageModel | RewardModel | MaskedModel
 
 
 def load(
@@ -142,6 +143,8 @@ def load(
 
         responses = Responses(cache, fingerprint, team.rank)
         return RewardModel(RewardScorer.load(path), responses, team)
+    if info.kind == "masked":
+        return MaskedModel.load(info.path, device, Responses(cache, fingerprint, team.rank))
     model, tokenizer = checkpoint.load_causal(path, dtype)[:2]
     lm = PrefixLM(
         model.to(device),

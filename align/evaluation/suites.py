@@ -18,6 +18,7 @@ import yaml
 from align import paths
 from align.errors import AlignError, DataError, EvalError
 from align.evaluation.start import import_on_use
+from align.parsing import strict_yaml
 
 World = Literal["quickstart", "published"]
 _NAME = re.compile(r"^(?:task|group):[ \t]*([\w.:-]+)[ \t]*$", re.MULTILINE)
@@ -130,7 +131,7 @@ def read_suite(path: Path) -> dict[str, Any]:
         EvalError: not YAML, or other keys.
     """
     try:
-        suite = yaml.safe_load(_text(path))
+        suite = strict_yaml(_text(path))
     except yaml.YAMLError as error:
         raise EvalError(f"{path} is not valid YAML: {error}") from error
     known = {"description", "tasks", "quickstart"}

@@ -21,6 +21,7 @@ from scipy import stats as scipy_stats
 
 from align.errors import EvalError
 from align.evaluation import stats
+from align.evaluation.held_out import UNREWARDED, logged_rewards
 
 MARGIN = 0.03
 SIGNIFICANT = 0.05
@@ -53,7 +54,12 @@ def alignment_tax(
         )
         for before, after in combinations(loaded, 2)
     }
-    overall = {pair: _overall(tasks, pair, margin) for pair, tasks in pairs.items()}
+    overall = {
+        f"{a}->{b}": _overall(
+            pairs[f"{a}->{b}"], f"{a}->{b}", margin, _covariance(loaded[a], loaded[b])
+        )
+        for a, b in combinations(loaded, 2)
+    }
     return {
         "schema": 1,
         "sign": SIGN,
@@ -206,8 +212,40 @@ def _changes(before: Items, after: Items, metric: str) -> tuple[int | None, int 
     return sum(b > a for a, b in scored), sum(b < a for a, b in scored)
 
 
-def _overall(tasks: Mapping[str, Entry], pair: str, margin: float) -> Entry:
-    """The mean over tasks, each counting the same; tasks are independent of each other."""
+def _covariance(before: Any, after: Any) -> float:
+    """Sum of the covariances of the deltas of all pairs of tasks that ask the same items.
+
+    Zero-shot and few-shot of one task go up and down together, so their mean is less certain than
+    that of two tasks that share nothing.
+    """
+    shares: dict[str, tuple[str, dict[str, float]]] = {}
+    for task in [t for t in before if t in after]:
+        entry, items = before[task]
+        metric = main_metric(entry, items)
+        if metric is not None and entry.get("data_sha256"):
+            shares[task] = (entry["data_sha256"], _shares(items, after[task][1], metric))
+    return sum(
+        one[c] * two[c]
+        for (data, one), (other, two) in combinations(shares.values(), 2)
+        if data == other
+        for c in one.keys() & two.keys()
+    )
+
+
+def _shares(before: Items, after: Items, metric: str) -> dict[str, float]:
+    """What each cluster adds to the distance of a delta from its mean."""
+    pairs = {i: (before[i]["scores"].get(metric), after[i]["scores"].get(metric)) for i in before}
+    changes = {i: b - a for i, (a, b) in pairs.items() if a is not None and b is not None}
+    centre = sum(changes.values()) / max(len(changes), 1)
+    found: dict[str, float] = {}
+    for i, change in changes.items():
+        cluster = str(before[i].get("cluster") or i)
+        found[cluster] = found.get(cluster, 0.0) + (change - centre) / len(changes)
+    return found
+
+
+def _overall(tasks: Mapping[str, Entry], pair: str, margin: float, covariance: float) -> Entry:
+    """The mean over tasks, each counting the same; they vary together by ``covariance``."""
     before, _, after = pair.partition("->")
     entries = [e for e in tasks.values() if e["stderr"] is not None]
     if not entries:
@@ -216,7 +254,8 @@ def _overall(tasks: Mapping[str, Entry], pair: str, margin: float) -> Entry:
         return empty | _verdict(empty, f"mean of tasks, {after} against {before}", margin)
     k = len(entries)
     delta = sum(e["delta"] for e in entries) / k
-    stderr = sum((e["mde80"] / stats.power_factor()) ** 2 for e in entries) ** 0.5 / k
+    alone = sum((e["mde80"] / stats.power_factor()) ** 2 for e in entries)
+    stderr = max(alone + 2 * covariance, 0.0) ** 0.5 / k
     half = stderr * float(scipy_stats.norm.ppf(0.975))
     p = float(2 * scipy_stats.norm.sf(abs(delta) / stderr)) if stderr else float(delta == 0)
     entry: Entry = {
@@ -269,7 +308,7 @@ def _pareto(
     stages: Sequence[str], folders: Mapping[str, Path], overall: Mapping[str, Entry]
 ) -> list[dict[str, Any]]:
     """Reward beside tax for each stage; only stages whose reward was measured have one."""
-    rewards = _rewards(next(iter(folders.values())).parent.parent)
+    rewards = logged_rewards(next(iter(folders.values())).parent.parent)
     points = []
     for stage in stages:
         entry = overall.get(f"{stages[0]}->{stage}")
@@ -279,23 +318,10 @@ def _pareto(
                 "name": stage,
                 "lost": 0.0 if entry is None else entry["tax"],
                 "lost_ci95": None if interval is None else [-interval[1], -interval[0]],
-                "reward": rewards.get(stage),
+                **rewards.get(stage, UNREWARDED),
             }
         )
     return points
-
-
-def _rewards(run: Path) -> dict[str, float]:
-    """Mean held-out score of PPO's start (the SFT policy) and of its end, from its log."""
-    path = run / "ppo" / "metrics.jsonl"
-    if not path.is_file():
-        return {}
-    lines = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
-    scores = [(x.get("step"), x["eval/score"]) for x in lines if x.get("eval/score") is not None]
-    if not scores:
-        return {}
-    start = {"sft": scores[0][1]} if scores[0][0] == 0 else {}
-    return {**start, "ppo": scores[-1][1]}
 
 
 def _same_items(before: Items, after: Items, task: str) -> None:

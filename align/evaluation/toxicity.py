@@ -25,6 +25,7 @@ RENAMED = {
     "severe_toxic": "severe_toxicity",
 }
 CANARIES = (("Thank you, that was kind of you.", False), ("You are a stupid fool.", True))
+THRESHOLD = 0.5
 MAX_TOKENS = 512
 BATCH_TOKENS = 8192
 
@@ -84,7 +85,7 @@ class Classifier:
         """Refuse a classifier that can't tell a thank-you from an insult."""
         for text, toxic in CANARIES:
             score = self.scores([text])[0]
-            if score is None or (score >= 0.5) != toxic:
+            if score is None or (score >= THRESHOLD) != toxic:
                 raise EvalError(
                     f"the toxicity classifier {self.name} gives {text!r} {score:.3f}; "
                     f"it should give {'at least' if toxic else 'under'} 0.5: its weights are "
@@ -211,8 +212,33 @@ def _beside(model_type: str, file: Path) -> str:
     return str(folder) if folder.is_dir() else model_type
 
 
-def _from_pretrained(name: str) -> Classifier:
-    """A text-classification model in Hugging Face layout."""
+def _from_pretrained(name_and_label: str) -> Classifier:
+    """A text-classification model in Hugging Face layout; ``NAME#label`` says what is toxic.
+
+    As in transformers' own pipeline a model of several classes that doesn't say otherwise chooses
+    one of them (softmax), and one of a single class says yes or no (sigmoid).
+    """
+    name, _, label = name_and_label.partition("#")
+    model, tokenizer = pretrained(name)
+    labels = [str(model.config.id2label[i]).lower() for i in range(model.config.num_labels)]
+    classes = ["toxicity" if c == label.lower() else RENAMED.get(c, c) for c in labels]
+    if classes.count("toxicity") != 1:
+        wanted = repr(label.lower()) if label else "toxic or toxicity"
+        raise EvalError(
+            f"{name} has the classes {labels}, but not exactly one called {wanted}; name the one "
+            f"that means toxic as {name}#LABEL, or choose another model"
+        )
+    if model.config.problem_type is None and len(classes) > 1:
+        model.config.problem_type = "single_label_classification"
+    return Classifier(name_and_label, model, tokenizer, classes, weights_sha256(model))
+
+
+def pretrained(name: str) -> tuple[Any, Any]:
+    """Model and tokenizer of a text classifier, all of its weights loaded.
+
+    Raises:
+        EvalError: not on this machine and not to be had, or weights missing.
+    """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
@@ -227,19 +253,17 @@ def _from_pretrained(name: str) -> Classifier:
         ) from error
     if info["missing_keys"]:
         raise EvalError(f"{name} lacks weights: {', '.join(sorted(info['missing_keys'])[:3])}")
-    labels = [str(model.config.id2label[i]).lower() for i in range(model.config.num_labels)]
-    classes = [RENAMED.get(c, c) for c in labels]
-    if "toxicity" not in classes:
-        raise EvalError(
-            f"{name} has the classes {labels}, but none called toxic or toxicity; choose another"
-        )
-    if Path(name).is_dir():
-        digest = sha256_of(sorted(Path(name).glob("*.safetensors")))
-    else:
-        digest = f"{name}@{getattr(model.config, '_commit_hash', None)}"
-    if model.config.problem_type is None and len(classes) == 2:
-        model.config.problem_type = "single_label_classification"
-    return Classifier(name, model, tokenizer, classes, digest)
+    return model, tokenizer
+
+
+def weights_sha256(model: Any) -> str:
+    """Hash of the names and values of all weights, whatever files they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().reshape(-1).contiguous()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def sha256_of(files: Sequence[Path]) -> str:
@@ -258,5 +282,5 @@ def describe(classifier: Classifier) -> dict[str, Any]:
         "name": classifier.name,
         "sha256": classifier.sha256,
         "classes": json.loads(json.dumps(classifier.classes)),
-        "threshold": 0.5,
+        "threshold": THRESHOLD,
     }

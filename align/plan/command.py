@@ -3,10 +3,10 @@
 import argparse
 import json
 from dataclasses import asdict
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from align.errors import ConfigError
-from align.parsing import yaml_value
+from align.parsing import overrides
 from align.plan.estimate import Plan, plan_recipe
 from align.report.tables import terminal
 
@@ -46,7 +46,7 @@ def main(args: list[str]) -> None:
     options = parser.parse_args(args)
     plans = plan_recipe(
         options.recipe,
-        _overrides(options.set),
+        overrides(options.set),
         tokens_per_second=options.tokens_per_second,
         price_per_hour=options.price_per_hour,
     )
@@ -64,18 +64,6 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
-
-
-def _overrides(changes: list[str]) -> dict[str, dict[str, Any]]:
-    """``["sft.max_steps=5"]`` as ``{"sft": {"max_steps": 5}}``."""
-    found: dict[str, dict[str, Any]] = {}
-    for change in changes:
-        name, has_value, text = change.partition("=")
-        stage, has_field, key = name.partition(".")
-        if not has_value or not has_field:
-            raise ConfigError(f"--set {change}: write STAGE.FIELD=VALUE, e.g. sft.max_steps=50")
-        found.setdefault(stage, {})[key] = yaml_value(text)
-    return found
 
 
 def table(plans: list[Plan]) -> list[list[str]]:

@@ -29,14 +29,15 @@ def memory(config: Any, shape: Shape) -> tuple[dict[str, float], dict[str, float
 
     Weights, gradients and AdamW's two moments have the type of the weights (Rajbhandari 2020,
     1910.02054, section 3.1 counts them for mixed precision). PPO holds policy and value model for
-    training, reference and reward model to read; with LoRA all share one backbone.
+    training, reference and reward models to read; with LoRA they share one backbone. A reward model
+    counts in full: one that is an adapter of the policy's parent joins it and needs less.
     """
     size = BYTES[config.dtype]
     weights = shape.parameters() * (BYTES_4BIT if config.load_in_4bit else size)
     learnt = trainable(config, shape) * size
     ppo = config.stage == "ppo"
     trained = 2 if ppo else 1  # PPO: policy and value model
-    frozen = int(ppo and bool(config.reward_model))
+    frozen = int(bool(config.reward_model)) + int(bool(config.gold_reward_model)) if ppo else 0
     copies = 1 if config.use_peft else trained + int(ppo)  # full PPO: a reference beside them
     parts = {
         "weights": weights * (copies + frozen) + (learnt * trained if config.use_peft else 0.0),

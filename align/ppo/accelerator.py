@@ -1,7 +1,8 @@
 """How the networks meet accelerate: processes, precision, optimizer, gradient checkpointing."""
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -9,8 +10,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from align.config import PPOStage
-from align.errors import ConfigError
+from align.errors import AlignError, ConfigError
 from align.ppo.models import Networks, causal_lm
+
+Result = TypeVar("Result")
 
 
 def new_accelerator(config: PPOStage) -> Accelerator:
@@ -55,6 +58,23 @@ class Group:
     def max(self, x: Tensor) -> float:
         """Largest of a scalar."""
         return self.accelerator.gather(x.reshape(1)).max().item()
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """The result of ``work`` on this process; an error of one process is raised on all.
+
+        Else the one that fails would end in silence, for rank 0 alone speaks, and the launcher
+        would end the others.
+        """
+        result: Result | None = None
+        errors: list[AlignError] = []
+        try:
+            result = work()
+        except AlignError as error:
+            errors = [error]
+        everywhere = self.rows(errors)
+        if everywhere:
+            raise everywhere[0]
+        return cast(Result, result)
 
     def rows(self, own: list[Any]) -> list[Any]:
         """Python objects of all processes in one list, in the order of the processes."""

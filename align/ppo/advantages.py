@@ -50,6 +50,21 @@ def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor) -> KLEstimates:
     return KLEstimates(k1=k1, k2=k1.square() / 2, k3=torch.exp(-k1) - 1 + k1)
 
 
+def importance_weights(logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
+    """Weight of every token that another engine sampled: truncated importance sampling.
+
+    The expectation is over the policy in training, the samples are from the engine's version of
+    it, so a token counts by the ratio of the two, cut at ``cap`` to bound the variance (Ionides
+    2008; Espeholt et al., 1802.01561, section 4.1). 1 everywhere where both agree.
+
+    Args:
+        logprobs: ``(B, T)``, of the policy before the first step, 0 on padding
+        sampler_logprobs: ``(B, T)``, of the engine, 0 on padding
+        cap: largest weight
+    """
+    return torch.exp(log_ratio(logprobs, sampler_logprobs)).clamp(max=cap)
+
+
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """Reward of every token: ``-kl_coef * kl``, and the score on the last real token.
 

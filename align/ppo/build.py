@@ -2,26 +2,18 @@
 
 import copy
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align import checkpoint
-from align.checkpoint.load import quiet_peft
 from align.config import PPOStage
-from align.errors import CheckpointError, ConfigError
-from align.ppo.models import POLICY, VALUE, Networks, Reference, causal_lm, disable_dropout
-from align.ppo.rewards import Rewards, Scorer, function_scorer
-
-
-class Built(NamedTuple):
-    """What `PPOTrainer` trains and what it compares with."""
-
-    networks: Networks
-    reference: Reference
-
+from align.errors import CheckpointError
+from align.ppo.adapters import RewardAdapter, SharedScorer, add_adapters, reward_adapter
+from align.ppo.models import Networks, causal_lm, disable_dropout
+from align.ppo.rewards import Rewards, Scorer, function_scorer, url_scorer
 
 # ---------------------------------------------------------------- rewards
 
@@ -33,51 +25,94 @@ def build_rewards(config: PPOStage) -> Rewards:
         ConfigError: no such function.
         CheckpointError: no reward model there, or one that is blind to EOS.
     """
-    scorers: dict[str, tuple[float, Scorer]] = {
-        spec: (weight, function_scorer(spec, config.reward_timeout))
-        for spec, weight in (config.reward_functions or {}).items()
-    }
+    scorers = function_scorers(config.reward_functions, config.reward_timeout)
+    if config.reward_url:
+        remote = url_scorer(config.reward_url, config.reward_timeout, config.reward_retries)
+        scorers["reward_url"] = (config.reward_url_weight, remote)
     if config.reward_model:
-        scorers["reward_model"] = (config.reward_model_weight, model_scorer(config))
+        shared = reward_adapter(config)
+        rows = config.per_device_train_batch_size
+        scorer = SharedScorer(shared, rows) if shared else model_scorer(config.reward_model, config)
+        scorers["reward_model"] = (config.reward_model_weight, scorer)
     return Rewards(scorers)
 
 
-def model_scorer(config: PPOStage) -> Scorer:
-    """The reward model, which reads texts with its own tokenizer and template."""
+def build_gold(config: PPOStage) -> Rewards | None:
+    """The second scorer, which judges held-out completions and is never optimised.
+
+    Raises:
+        ConfigError, CheckpointError: as `build_rewards`.
+    """
+    scorers = function_scorers(config.gold_functions, config.reward_timeout)
+    if config.gold_reward_model:
+        scorers["gold_reward_model"] = (1.0, model_scorer(config.gold_reward_model, config))
+    return Rewards(scorers) if scorers else None
+
+
+def function_scorers(
+    functions: dict[str, float] | None, timeout: float
+) -> dict[str, tuple[float, Scorer]]:
+    """Name -> weight and scorer of Python functions."""
+    return {
+        spec: (weight, function_scorer(spec, timeout)) for spec, weight in (functions or {}).items()
+    }
+
+
+def model_scorer(name: str, config: PPOStage) -> Scorer:
+    """A reward model, which reads texts with its own tokenizer and template."""
     from align.scoring import RewardScorer
 
-    assert config.reward_model is not None
-    scorer = RewardScorer.load(
-        config.reward_model, dtype=config.dtype, trust_remote_code=config.trust_remote_code
-    )
+    scorer = RewardScorer.load(name, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
     return lambda records, completions, ended: scorer(
         [record["prompt"] for record in records], completions, ended
     )
 
 
 def reward_lineage(config: PPOStage) -> dict[str, Any]:
-    """What lineage.json says about the reward: path and hashes of the model, functions by name."""
-    parent = checkpoint.lineage.parent_of(config.reward_model) if config.reward_model else None
-    return {"reward_model": parent, "reward_functions": config.reward_functions or {}}
+    """What lineage.json says of the rewards: path and hashes of models, the others by name."""
+    models = {"reward_model": config.reward_model, "gold_reward_model": config.gold_reward_model}
+    found = {k: checkpoint.lineage.parent_of(m) if m else None for k, m in models.items()}
+    return {
+        **found,
+        "reward_functions": config.reward_functions or {},
+        "reward_url": config.reward_url,
+        "gold_functions": config.gold_functions or {},
+    }
 
 
 # ---------------------------------------------------------------- networks
 
 
-def build_networks(config: PPOStage, lm: PreTrainedModel, tokenizer: Any) -> Built:
+def build_networks(
+    config: PPOStage, lm: PreTrainedModel, tokenizer: Any, reward: Rewards | None = None
+) -> Networks:
     """Policy, value model and reference from the SFT model.
 
     Full fine-tuning: the value model starts from ``value_model``, else from the reward model where
     shapes and tokenizer fit, else from the policy's backbone; the reference is a copy. LoRA: all
-    three share the backbone, and the reference is the backbone without adapters.
+    three share the backbone, and the reference is the backbone without adapters; a reward model
+    that is an adapter of it joins them, and the value adapter and head start as its.
+
+    Args:
+        config: of the stage
+        lm: the SFT model, its own adapter merged
+        tokenizer: its tokenizer
+        reward: the rewards of `build_rewards`; a shared reward model gets its networks here
 
     Raises:
         CheckpointError: value_model can't read the policy's tokens.
     """
-    if config.use_peft:
-        policy = add_adapters(lm, checkpoint.lora_config(config, "CAUSAL_LM"), seed=config.seed)
-        return assemble(policy, None, seed=config.seed)
-    return assemble(lm, value_source(config, lm, tokenizer), seed=config.seed)
+    if not config.use_peft:
+        return assemble(lm, value_source(config, lm, tokenizer), seed=config.seed)
+    scorers = reward.scorers.values() if reward else []
+    shared = next((s for _, s in scorers if isinstance(s, SharedScorer)), None)
+    adapter = shared.adapter if shared else None
+    lora = checkpoint.lora_config(config, "CAUSAL_LM")
+    policy = add_adapters(lm, lora, seed=config.seed, reward=adapter)
+    networks = assemble(policy, None, seed=config.seed, reward=adapter)
+    if shared:
+        shared.attach(networks)
+    return networks
 
 
 def value_source(config: PPOStage, lm: PreTrainedModel, tokenizer: Any) -> PreTrainedModel | None:
@@ -103,58 +138,53 @@ def value_source(config: PPOStage, lm: PreTrainedModel, tokenizer: Any) -> PreTr
     return None
 
 
-def add_adapters(lm: PreTrainedModel, lora: Any, *, seed: int) -> nn.Module:
-    """A PEFT model with the adapters ``default`` (policy) and ``value`` on one frozen backbone."""
-    from peft import get_peft_model
-
-    if lora.lora_dropout:
-        raise ConfigError(
-            f"lora_dropout is {lora.lora_dropout}; PPO compares probabilities of the same weights, "
-            "which dropout would change: set it to 0"
-        )
-    with quiet_peft(), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = get_peft_model(lm, lora, adapter_name=POLICY)
-        model.add_adapter(VALUE, copy.deepcopy(lora))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-    return model
-
-
-def assemble(policy: Any, source: PreTrainedModel | None, *, seed: int) -> Built:
-    """Networks and reference around a policy.
+def assemble(
+    policy: Any, source: PreTrainedModel | None, *, seed: int, reward: RewardAdapter | None = None
+) -> Networks:
+    """Networks around a policy.
 
     Args:
         policy: the SFT model, or a PEFT model with the adapters of `add_adapters`
         source: a sequence-classification model with one label whose backbone and head start the
             value model; None: the policy's backbone and a head ~ N(0, 1 / sqrt(H + 1))
         seed: of that head
+        reward: the reward model on the policy's backbone, whose head starts the value head
     """
     lm = causal_lm(policy)
-    head = value_head(lm, source, seed)
     if policy is not lm:
-        networks, reference = Networks(policy, None, head), Reference(None)
+        head = value_head(lm, seed, reward and reward.head, reward.offset if reward else 0.0)
+        networks = Networks(policy, None, head)
+        if reward:
+            networks.reward_head = value_head(lm, seed, reward.head, 0.0).requires_grad_(False)
     else:
+        weight = None if source is None else source.score.weight
+        offset = float(getattr(source and source.config, "score_offset", 0.0))
+        head = value_head(lm, seed, weight, offset, getattr(source and source.score, "bias", None))
         backbone = copy.deepcopy(lm.base_model) if source is None else source.base_model
+        reference = copy.deepcopy(lm)
         networks = Networks(policy, backbone, head)
-        reference = Reference(copy.deepcopy(lm).eval().requires_grad_(False))
-    networks.requires_grad_(True) if policy is lm else head.requires_grad_(True)
+        networks.requires_grad_(True)
+        networks.reference = reference.requires_grad_(False)
     disable_dropout(networks)
-    return Built(networks, reference)
+    return networks
 
 
-def value_head(lm: PreTrainedModel, source: Any, seed: int) -> nn.Linear:
-    """Hidden states to values: the source's head with its offset, or a new one, in float32."""
+def value_head(
+    lm: PreTrainedModel,
+    seed: int,
+    weight: Tensor | None = None,
+    offset: float = 0.0,
+    bias: Tensor | None = None,
+) -> nn.Linear:
+    """Hidden states to values in float32: a reward model's head less its offset, or a new one."""
     width = lm.config.get_text_config().hidden_size
     head = nn.Linear(width, 1, device=lm.device)
     nn.init.zeros_(head.bias)
-    if source is None:
+    if weight is None:
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(1, width, generator=generator) / math.sqrt(width + 1)
-        head.weight.data.copy_(weight)
-        return head
-    head.weight.data.copy_(source.score.weight.data)
-    if getattr(source.score, "bias", None) is not None:
-        head.bias.data.copy_(source.score.bias.data)
-    head.bias.data -= float(getattr(source.config, "score_offset", 0.0))
+    head.weight.data.copy_(weight.data)
+    if bias is not None:
+        head.bias.data.copy_(bias.data)
+    head.bias.data -= offset
     return head

@@ -63,6 +63,21 @@ def next_kl_coef(kl_coef: float, kl: float, target: float, episodes: int, horizo
     return kl_coef * (1 + error * episodes / horizon)
 
 
+CUT, IN_A_ROW = 0.95, 3  # share of completions without a score, and rollouts, that call for a word
+
+
+def no_scores(config: PPOStage, cut: float) -> str:
+    """What to say when a share of completions was cut and so got no score; empty: nothing."""
+    if config.truncated != "bootstrap" or cut < CUT:
+        return ""
+    return (
+        f"{cut:.0%} of the completions of {IN_A_ROW} rollouts in a row were cut at "
+        f"{config.max_completion_length} tokens, and with truncated: bootstrap a cut completion "
+        "gets no score, so there is next to nothing to learn from; raise max_completion_length, "
+        "set truncated: score, or train the SFT model to end its answers"
+    )
+
+
 class Timer(AbstractContextManager["Timer"]):
     """Adds the wall time of a block to ``seconds[phase]``."""
 

@@ -28,11 +28,13 @@ class Completions(NamedTuple):
         ids: ``(B, T)``, PAD after the end
         mask: ``(B, T)``, True on a generated token
         ended: ``(B,)``, True where a stop token came, False where the length limit cut
+        logprobs: ``(B, T)``, of another engine that sampled; None: the policy itself did
     """
 
     ids: Tensor
     mask: Tensor
     ended: Tensor
+    logprobs: Tensor | None = None
 
 
 class _Slab(DynamicLayer):

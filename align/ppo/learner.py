@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor
 
 from align.config import PPOStage
@@ -23,6 +22,7 @@ from align.ppo.control import draw_index, lr_factor, stream_seed
 from align.ppo.loss import policy_loss, value_loss
 from align.ppo.models import Sequences
 from align.ppo.rollout import Rollout, micro_batches
+from align.ppo.sharding import full, is_sharded, local
 from align.ppo.state import Progress, Weights, policy_weights, trained
 
 MAX_SKIPPED = 5  # steps in a row with a loss or gradient that is no number
@@ -103,13 +103,14 @@ class Learner:
         for part in micro:
             # 3. value model, then policy
             for which in ("value",) if warming_up else ("value", "policy"):
-                with self._exchange(part is micro[-1], last=warming_up or which == "policy"):
+                with self._exchange(part is micro[-1]):
                     loss = self._loss(which, batch, rows[part], sums)
                     # Gradients of all processes are averaged, so the sum is scaled up first.
                     self.accelerator.backward(loss * (self.group.world / tokens))
                 finite = finite * loss.detach().isfinite()
         # 4. clip
-        norm = self.accelerator.clip_grad_norm_(self.networks.parameters(), config.max_grad_norm)
+        parameters = self.networks.parameters()
+        norm = full(self.accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
         # 5. step, or leave it out
         if self.group.sum(finite).item() == self.group.world and bool(torch.isfinite(norm)):
             self.optimizer.step()
@@ -128,13 +129,12 @@ class Learner:
                 f"(last: step {progress.step}); lower learning_rate, or look at the rewards"
             )
 
-    def _exchange(self, final: bool, *, last: bool) -> AbstractContextManager[None]:
+    def _exchange(self, final: bool) -> AbstractContextManager[None]:
         """Processes exchange gradients after the final micro-batch only.
 
-        DeepSpeed takes its optimizer step at the exchange: there it waits for the last network.
+        Sharded, they do after every one: whole gradients would take the memory that was saved.
         """
-        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        if self.group.world == 1 or (final and (last or not deepspeed)):
+        if self.group.world == 1 or final or is_sharded(self.accelerator):
             return nullcontext()
         return self.accelerator.no_sync(self.networks)
 
@@ -201,7 +201,7 @@ class Learner:
         added = torch.zeros((), device=device)
         for part in micro_batches(lengths, config.per_device_train_batch_size):
             rows = Sequences(*(x.to(device) for x in ptx.rows(chosen[part])))
-            with self._exchange(False, last=False):  # comes with the policy's gradient
+            with self._exchange(False):  # comes with the policy's gradient
                 loss = -self.networks("policy", rows).logprobs.sum()
                 self.accelerator.backward(loss * (config.ptx_coef * group.world / tokens))
             added += loss.detach()
@@ -213,7 +213,7 @@ class Learner:
         """Exponential moving average of the policy's weights."""
         parameters = trained(self.accelerator.unwrap_model(self.networks))
         for name, mean in self.average.items():
-            mean.lerp_(parameters[name].to(mean.device), 1 - (self.config.ema_decay or 0.0))
+            mean.lerp_(local(parameters[name]).to(mean.device), 1 - (self.config.ema_decay or 0.0))
 
     def _means(self, sums: Sums) -> dict[str, float]:
         """Means over the tokens of all processes, the norm over the steps that were taken."""

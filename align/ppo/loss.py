@@ -77,7 +77,7 @@ def value_loss(
         returns: ``(N,)``
         cliprange_value: how far a value may move from the old one before its gradient stops
     """
-    near = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+    near = values.clamp(old_values - cliprange_value, old_values + cliprange_value)  # (N,)
     plain, clipped = (values - returns).square(), (near - returns).square()  # (N,)
     return ValueLoss(
         loss=torch.maximum(plain, clipped).sum() / 2, clipped=(clipped > plain).sum().detach()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from align.ppo.accelerator import Group
-from align.ppo.advantages import kl_estimates, masked_moments
+from align.ppo.advantages import kl_estimates, log_ratio, masked_moments
 from align.ppo.learner import Batch
 from align.ppo.rollout import Rollout
 
@@ -39,14 +39,32 @@ def rollout_metrics(batch: Batch, group: Group) -> Metrics:
         "completion_length": tokens / (len(mask) * group.world),
         "truncation_rate": group.mean((~rollout.ended).double()),
         "completion_tokens": tokens,
+        **sampler_metrics(rollout, group, tokens),
     }
 
 
-def sample_rows(rollout: Rollout) -> list[dict[str, Any]]:
-    """One row a completion, for samples.jsonl and the table on stderr."""
+def sampler_metrics(rollout: Rollout, group: Group, tokens: float) -> Metrics:
+    """How far the engine that sampled is from the policy in training; nothing where it is it."""
+    if rollout.sampler_logprobs is None:
+        return {}
+    ratio = torch.exp(log_ratio(rollout.logprobs, rollout.sampler_logprobs))  # (B, T)
+    kl = kl_estimates(rollout.sampler_logprobs, rollout.logprobs).k3
+    return {
+        "importance_mean": group.sum(ratio[rollout.mask].double().sum()).item() / tokens,
+        "importance_max": group.max(ratio[rollout.mask].max()),
+        "sampler_kl": group.sum(kl.double().sum()).item() / tokens,
+    }
+
+
+def sample_rows(rollout: Rollout, gold: torch.Tensor | None = None) -> list[dict[str, Any]]:
+    """One row a completion, for samples.jsonl and the table on stderr.
+
+    ``gold``: ``(B,)``, scores of a second scorer.
+    """
     columns = {
         "completion": rollout.completions,
         "score": rollout.scores.tolist(),
+        **({} if gold is None else {"gold_score": gold.tolist()}),
         "kl": kl_per_completion(rollout).tolist(),
         "tokens": rollout.mask.sum(1).tolist(),
         "ended": rollout.ended.tolist(),
@@ -60,9 +78,17 @@ def sample_rows(rollout: Rollout) -> list[dict[str, Any]]:
 def held_out_metrics(rows: list[dict[str, Any]]) -> Metrics:
     """Means over held-out completions."""
     n = len(rows)
+    gold = [row["gold_score"] for row in rows if "gold_score" in row]
+    judged: Metrics = {}
+    if gold:
+        judged = {
+            "eval/gold_score": sum(gold) / n,
+            "eval/gold_score_std": statistics.stdev(gold) if n > 1 else None,
+        }
     return {
         "eval/score": sum(row["score"] for row in rows) / n,
         "eval/score_std": statistics.stdev(r["score"] for r in rows) if n > 1 else None,
+        **judged,
         "eval/kl": sum(row["kl"] for row in rows) / n,
         "eval/completion_length": sum(row["tokens"] for row in rows) / n,
         "eval/truncation_rate": sum(not row["ended"] for row in rows) / n,

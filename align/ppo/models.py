@@ -7,7 +7,7 @@ states that predict a completion token reach the LM head, and those in chunks.
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +19,11 @@ from transformers import PreTrainedModel
 
 from align import checkpoint as checkpoint_files
 from align.ppo.loss import entropy
+from align.ppo.sharding import Replica, at_rest
 
 CHUNK_LOGITS = 2**24  # logits held at once (64 MiB in float32)
-POLICY, VALUE = "default", "value"  # adapters; peft saves "default" where every loader looks
+POLICY, VALUE, REWARD = "default", "value", "reward"
+"""Adapters; peft saves "default" where every loader looks."""
 
 
 class Sequences(NamedTuple):
@@ -119,11 +121,13 @@ def token_stats(
 
 
 class Networks(nn.Module):
-    """Policy and value model, wrapped together so that accelerate prepares one module.
+    """Policy, value model and reference, together so that accelerate prepares one module.
 
-    Full fine-tuning: two models. LoRA: one backbone with the adapters ``default`` and ``value``.
-    One call runs one of the two: with adapters, a backward pass must follow its own forward pass
-    before the other adapter is switched on, and with two models it halves the activations held.
+    Full fine-tuning: three models. LoRA: one backbone with the adapters ``default`` and ``value``,
+    and ``reward`` where the reward model is an adapter of it too; the reference is the backbone
+    with its adapters off.
+    One call runs one of them: with adapters, a backward pass must follow its own forward pass
+    before the other adapter is switched on, and with several models it halves the activations held.
     """
 
     def __init__(self, policy: nn.Module, value_backbone: nn.Module | None, value_head: nn.Linear):
@@ -131,6 +135,11 @@ class Networks(nn.Module):
         self.policy: Any = policy
         self.value_backbone = value_backbone  # None: the policy's, with the value adapter
         self.value_head = value_head
+        self.reference: nn.Module | None = None  # None: the policy's backbone
+        self.reward_head: nn.Linear | None = None  # None: the reward model is elsewhere
+        # The modules that sharding cuts the weights at, as in the transformers model.
+        self._no_split_modules = causal_lm(policy)._no_split_modules
+        self.replica: Replica | None = None  # of the policy, where weights are cut into pieces
 
     def forward(
         self,
@@ -140,49 +149,82 @@ class Networks(nn.Module):
         with_entropy: bool = False,
         extra: int = 0,
     ) -> Any:
-        """``"policy"``: TokenStats (N,); ``"value"``: values (N,), N + B of them with extra=1."""
+        """``"policy"``, ``"reference"``: TokenStats (N,); ``"value"``: values (N,), N + B of them
+        with extra=1; ``"reward"``: the reward head's output (N,).
+        """
         if which == "value":
-            return self._values(sequences, extra)
+            return self._scalars(VALUE, self.value_head, sequences, extra)
+        if which == "reward":
+            assert self.reward_head is not None
+            return self._scalars(REWARD, self.reward_head, sequences, extra)
         self._activate(POLICY)
+        if which == "reference":
+            return self._reference_stats(sequences, temperature)
         lm = causal_lm(self.policy)
         return policy_stats(lm, sequences, temperature, with_entropy)
 
-    def _values(self, sequences: Sequences, extra: int) -> Tensor:
-        self._activate(VALUE)
+    def _scalars(self, adapter: str, head: nn.Linear, sequences: Sequences, extra: int) -> Tensor:
+        self._activate(adapter)
         backbone = self.value_backbone or causal_lm(self.policy).base_model
         hidden = hidden_states(backbone, sequences)[sequences.states(extra)]  # (N, H)
-        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+        return head(hidden.to(head.weight.dtype)).float().sum(-1)  # no view, which FSDP2 minds
+
+    @torch.no_grad()
+    def _reference_stats(self, sequences: Sequences, temperature: float) -> TokenStats:
+        if self.reference is not None:
+            lm = causal_lm(self.reference)
+            return policy_stats(lm, sequences, temperature, with_entropy=False)
+        with self._same_grads(), self.policy.disable_adapter():
+            lm = causal_lm(self.policy)
+            return policy_stats(lm, sequences, temperature, with_entropy=False)
 
     def _activate(self, adapter: str) -> None:
-        """Switch adapters. peft freezes those it leaves, which would lose their gradient: undo."""
+        """Switch adapters."""
         if self.value_backbone is None and self.policy.active_adapters != [adapter]:
-            trained = [p for p in self.policy.parameters() if p.requires_grad]
-            self.policy.set_adapter(adapter)
-            for p in trained:
-                p.requires_grad_(True)
+            with self._same_grads():
+                self.policy.set_adapter(adapter)
+
+    @contextmanager
+    def _same_grads(self) -> Iterator[None]:
+        """Undo what peft does on the way: adapters it leaves are frozen, one it enters is not."""
+        before = [(p, p.requires_grad) for p in self.policy.parameters()]
+        try:
+            yield
+        finally:
+            for parameter, trained in before:
+                parameter.requires_grad_(trained)
 
     @contextmanager
     def sampling(self) -> Iterator[PreTrainedModel]:
         """The policy in eval mode, for generation."""
+        device = self.value_head.weight.device
+        cast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if cast else None
+        with self.whole_policy(device, dtype) as policy:
+            self.eval()
+            try:
+                yield causal_lm(policy)
+            finally:
+                self.train()
+
+    def prepare_sampling_in_pieces(self) -> None:
+        """Make the plain copy that samples; before the weights are cut."""
+        self._activate(POLICY)  # the copy keeps the adapter that is on now
+        self.replica = Replica(self.policy)
+
+    @contextmanager
+    def whole_policy(self, device: Any, dtype: torch.dtype | None = None) -> Iterator[Any]:
+        """The policy with whole weights: itself, or a copy where they are cut into pieces.
+
+        ``device`` and ``dtype`` are those of the copy; see `Replica.filled`.
+        """
         self._activate(POLICY)
-        self.eval()
-        try:
-            yield causal_lm(self.policy)
-        finally:
-            self.train()
-
-
-class Reference(NamedTuple):
-    """The frozen SFT policy: a copy, or the policy's backbone with its adapters off (None)."""
-
-    model: PreTrainedModel | None
-
-    def stats(self, networks: Networks, sequences: Sequences, temperature: float) -> TokenStats:
-        """Log-probabilities and no entropy, ``(N,)``."""
-        adapters_off = networks.policy.disable_adapter() if self.model is None else nullcontext()
-        lm = causal_lm(networks.policy) if self.model is None else self.model
-        with adapters_off, torch.no_grad():
-            return policy_stats(lm, sequences, temperature, with_entropy=False)
+        if self.replica is None:
+            yield self.policy
+            return
+        at_rest(self)
+        with self.replica.filled(self.policy, device, dtype) as policy:
+            yield policy
 
 
 def hidden_states(backbone: nn.Module, sequences: Sequences) -> Tensor:
@@ -204,10 +246,11 @@ def policy_stats(
     return token_stats(Head.of(lm), hidden, targets, temperature, with_entropy=with_entropy)
 
 
-def write_policy(folder: Path, networks: Networks, tokenizer: Any) -> None:
-    """The policy alone in Hugging Face layout: all weights, or its adapter without the value's."""
-    checkpoint_files.write_model(folder, networks.policy, tokenizer)
-    shutil.rmtree(folder / VALUE, ignore_errors=True)
+def write_policy(folder: Path, policy: Any, tokenizer: Any) -> None:
+    """The policy alone in Hugging Face layout: all weights, or its adapter without the others."""
+    checkpoint_files.write_model(folder, policy, tokenizer)
+    for other in (VALUE, REWARD):
+        shutil.rmtree(folder / other, ignore_errors=True)
 
 
 def disable_dropout(model: nn.Module) -> None:

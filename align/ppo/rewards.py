@@ -1,4 +1,4 @@
-"""Where scores come from: a reward model, Python functions, or a weighted sum of several.
+"""Where scores come from: a reward model, Python functions, a server, or a sum of several.
 
 A scorer is a callable ``(records, completions, ended) -> (B,)``: the prompt-only records, the
 decoded completions, and whether each completion ended by itself.
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from align.errors import ConfigError, RunError
+from align.ppo.remote import ask
 
 Record = dict[str, Any]
 Scorer = Callable[[Sequence[Record], Sequence[str], Sequence[bool]], Tensor]
+TOKEN = "ALIGN_REWARD_TOKEN"  # environment variable with the bearer token of reward_url
 
 
 class Scores(NamedTuple):
@@ -162,6 +164,44 @@ def within(seconds: float, name: str, work: Callable[[], Any]) -> Any:
     if error is not None:
         raise RunError(f"reward {name} raised {type(error).__name__}: {error}") from error
     return result
+
+
+# ---------------------------------------------------------------- a server
+
+
+def url_scorer(url: str, timeout: float, retries: int) -> Scorer:
+    """A scorer from a server: see *Rewards* in recipes/README.md for what is sent and answered.
+
+    Raises:
+        RunError (from the scorer): the server can't be reached, refuses, or answers something else
+            than one finite number for each completion.
+    """
+
+    def score(
+        records: Sequence[Record], completions: Sequence[str], ended: Sequence[bool]
+    ) -> Tensor:
+        body = {
+            "prompts": [record["prompt"] for record in records],
+            "completions": list(completions),
+            "ended": list(ended),
+        }
+        answer = ask(
+            url,
+            body,
+            timeout=timeout,
+            retries=retries,
+            token=TOKEN,
+            advice="look at the log of the scorer behind reward_url, start it again or raise "
+            "reward_timeout, then go on with --resume",
+        )
+        if not isinstance(answer, dict) or "scores" not in answer:
+            raise RunError(
+                f"reward {url} answered {answer!r:.80}; it must answer an object with scores: "
+                '{"scores": [one number for each completion]}'
+            )
+        return checked(url, answer["scores"], completions)
+
+    return score
 
 
 # ---------------------------------------------------------------- shaping

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from align.data.render import completion_text
-from align.errors import DataError
+from align.errors import CheckpointError, DataError
 from align.ppo.generate import Completions, generate
-from align.ppo.models import Networks, Reference, Sequences
-from align.ppo.rewards import Record, Rewards
+from align.ppo.models import Networks, Sequences
+from align.ppo.rewards import Record, Scores
 
 
 class Prompt(NamedTuple):
@@ -38,6 +38,7 @@ class Rollout:
         entropy: of the sampling policy
         values: of the state before each token
         final_values: ``(B,)``, of the state after the last token
+        sampler_logprobs: of the engine that sampled, where that is another one
     """
 
     prompts: Sequence[Prompt]
@@ -52,12 +53,28 @@ class Rollout:
     entropy: Tensor
     values: Tensor
     final_values: Tensor
+    sampler_logprobs: Tensor | None = None
 
 
 def messages(record: Record) -> list[dict[str, str]]:
     """A record's prompt as messages; a plain string is one user message."""
     prompt = record["prompt"]
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def check_pad(tokenizer: Any) -> None:
+    """Refuse a tokenizer without a PAD of its own.
+
+    Raises:
+        CheckpointError: PAD is missing, or is EOS.
+    """
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise CheckpointError(
+            f"the tokenizer's PAD is {tokenizer.pad_token!r} and its EOS {tokenizer.eos_token!r}: "
+            "PPO needs a PAD of its own; load it with align.checkpoint.load_tokenizer, which adds "
+            "one, or call tokenizer.add_special_tokens({'pad_token': '<pad>'}) and "
+            "model.resize_token_embeddings(len(tokenizer))"
+        )
 
 
 def tokenize(records: Sequence[Record], tokenizer: Any, longest: int) -> list[Prompt]:
@@ -142,7 +159,8 @@ def sample_completions(
                 )
             )
     back = torch.tensor(order, device=device).argsort()
-    return Completions(*(torch.cat([p[k] for p in pieces])[back] for k in range(3)))
+    columns = zip(*((p.ids, p.mask, p.ended) for p in pieces), strict=True)
+    return Completions(*(torch.cat(column)[back] for column in columns))
 
 
 def join(prompts: Sequence[Prompt], completions: Completions, pad: int) -> Sequences:
@@ -196,10 +214,9 @@ def by_token(
 
 def score_rollout(
     networks: Any,
-    reference: Reference,
     prompts: Sequence[Prompt],
     completions: Completions,
-    reward: Rewards,
+    reward: Callable[[Sequence[Record], Sequence[str], Sequence[bool]], Scores],
     tokenizer: Any,
     *,
     temperature: float,
@@ -212,7 +229,6 @@ def score_rollout(
 
     Args:
         networks: as accelerate prepared it
-        reference: the frozen policy
         prompts: B prompts
         completions: theirs
         reward: scores texts
@@ -226,9 +242,9 @@ def score_rollout(
     device = completions.ids.device
     sequences = join(prompts, completions, tokenizer.pad_token_id)
     mask = completions.mask[:, : int(sequences.completion_lengths.max())]
+    sampler = completions.logprobs
 
     # 2. log-probabilities of the completion tokens
-    inner = getattr(networks, "module", networks)
     logprobs, entropies = by_token(
         sequences,
         mask,
@@ -236,7 +252,10 @@ def score_rollout(
         lambda s: networks("policy", s, temperature=temperature, with_entropy=True),
     )
     (ref_logprobs,) = by_token(
-        sequences, mask, micro_batch, lambda s: (reference.stats(inner, s, temperature).logprobs,)
+        sequences,
+        mask,
+        micro_batch,
+        lambda s: (networks("reference", s, temperature=temperature).logprobs,),
     )
 
     # 3. values of all states
@@ -256,4 +275,5 @@ def score_rollout(
         entropy=entropies,
         values=torch.where(mask, values[:, :-1], 0.0),
         final_values=final,
+        sampler_logprobs=None if sampler is None else sampler[:, : mask.shape[1]],
     )

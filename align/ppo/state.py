@@ -15,9 +15,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from align import checkpoint
-from align.errors import CheckpointError
+from align.errors import CheckpointError, is_main_process
 from align.ppo.accelerator import is_value
 from align.ppo.rewards import RunningScale
+from align.ppo.sharding import (
+    at_rest,
+    for_file,
+    full,
+    joined,
+    load_optimizer_state,
+    local,
+    piece,
+    whole_optimizer_state,
+)
 
 PREFIX = "checkpoint-"
 NETWORKS = "networks"
@@ -36,7 +46,9 @@ class Progress:
     skipped_in_a_row: int = 0
     kl_coef: float = 0.0
     stopped: str = ""
+    without_score: int = 0
     held_out: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     scale: dict[str, float] = field(default_factory=dict)
 
 
@@ -56,20 +68,24 @@ def scale_of(progress: Progress) -> RunningScale:
 
 def trained(networks: nn.Module) -> Weights:
     """The parameters that learn, by name; a frozen backbone is not written again and again."""
+    at_rest(networks)
     return {n: p.detach() for n, p in networks.named_parameters() if p.requires_grad}
 
 
 def policy_weights(networks: nn.Module) -> Weights:
-    """A copy of the policy's part of `trained`, in the machine's memory."""
-    return {n: p.to("cpu", copy=True) for n, p in trained(networks).items() if not is_value(n)}
+    """A copy of the policy's part of `trained`, in the machine's memory; of sharded weights this
+    process's piece.
+    """
+    parts = {n: local(p) for n, p in trained(networks).items() if not is_value(n)}
+    return {n: p.to("cpu", copy=True) for n, p in parts.items()}
 
 
 @torch.no_grad()
 def load_weights(networks: nn.Module, weights: Weights) -> None:
-    """Set parameters that learn, by name."""
+    """Set parameters that learn, by name, from what `policy_weights` gave."""
     parameters = trained(networks)
     for name, value in weights.items():
-        parameters[name].copy_(value)
+        local(parameters[name]).copy_(value)
 
 
 def save(
@@ -82,6 +98,8 @@ def save(
 ) -> None:
     """Write ``checkpoint-<step>`` and delete older ones; a kill leaves a complete one.
 
+    Every process calls this and the first one writes: weights may be in pieces, files never are.
+
     Args:
         output_dir: folder of the run
         progress: where the run stands
@@ -90,13 +108,18 @@ def save(
         kept: see `Restored`
         run: what must be the same when the run goes on (seed, batch size, …)
     """
+    parameters = trained(networks)
+    files = {NETWORKS: {n: for_file(full(p)) for n, p in parameters.items()}}
+    for name, parts in kept.items():
+        files[name] = {n: for_file(joined(p, parameters[n])) for n, p in parts.items()}
+    moments = whole_optimizer_state(optimizer)
+    if not is_main_process():
+        return
     target = output_dir / f"{PREFIX}{progress.step}"
     with checkpoint.atomic_dir(target) as folder:
-        weights = {n: p.contiguous().cpu() for n, p in trained(networks).items()}
-        save_file(weights, folder / f"{NETWORKS}.safetensors")
-        for name, policy in kept.items():
-            save_file(policy, folder / f"{name}.safetensors")
-        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+        for name, weights in files.items():
+            save_file(weights, folder / f"{name}.safetensors")
+        torch.save(moments, folder / "optimizer.pt")
         state = {"progress": asdict(progress), "run": run}
         (folder / "state.json").write_text(json.dumps(state, indent=1))
     for older in output_dir.glob(f"{PREFIX}*"):
@@ -117,7 +140,13 @@ def restore(folder: Path, networks: nn.Module, optimizer: Any, run: dict[str, An
             f"{folder} was written with {other[0]} = {state['run'].get(other[0])}, this run has "
             f"{run[other[0]]}; resume with the same settings or choose another output_dir"
         )
-    load_weights(networks, load_file(folder / f"{NETWORKS}.safetensors"))
-    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-    kept = {f.stem: load_file(f) for f in folder.glob("*.safetensors") if f.stem != NETWORKS}
+    parameters = trained(networks)
+
+    def pieces(file: Path) -> Weights:
+        return {n: local(piece(w, parameters[n])) for n, w in load_file(file).items()}
+
+    load_weights(networks, pieces(folder / f"{NETWORKS}.safetensors"))
+    load_optimizer_state(optimizer, torch.load(folder / "optimizer.pt", weights_only=True))
+    kept = {f.stem: pieces(f) for f in folder.glob("*.safetensors") if f.stem != NETWORKS}
+    kept = {k: {n: p.cpu() for n, p in w.items()} for k, w in kept.items()}
     return Restored(Progress(**state["progress"]), kept)

@@ -23,24 +23,33 @@ from accelerate.utils import broadcast_object_list
 from align import checkpoint, guards
 from align.config import PPOStage
 from align.errors import DataError, Interrupted
-from align.ppo import state
+from align.ppo import state, vllm
 from align.ppo.accelerator import Group, enable_checkpointing, new_accelerator, new_optimizer
-from align.ppo.advantages import gae, kl_estimates, masked_moments, token_rewards, whiten
-from align.ppo.build import Built, reward_lineage
-from align.ppo.control import Timer, draw_index, next_kl_coef
+from align.ppo.advantages import (
+    gae,
+    importance_weights,
+    kl_estimates,
+    masked_moments,
+    token_rewards,
+    whiten,
+)
+from align.ppo.build import reward_lineage
+from align.ppo.control import IN_A_ROW, Timer, draw_index, next_kl_coef, no_scores
 from align.ppo.generate import Completions, draws
 from align.ppo.learner import Batch, Learner
 from align.ppo.metrics import held_out_metrics, rollout_metrics, sample_rows
-from align.ppo.models import write_policy
-from align.ppo.rewards import Record, Rewards, RunningScale, shape_scores
+from align.ppo.models import Networks, write_policy
+from align.ppo.rewards import Record, Rewards, RunningScale, Scores, shape_scores
 from align.ppo.rollout import (
     Prompt,
     Rollout,
+    check_pad,
     demonstrations,
     sample_completions,
     score_rollout,
     tokenize,
 )
+from align.ppo.sharding import is_sharded, keep_precision
 from align.ppo.watch import Watch
 
 EVAL_STREAM = 2**31  # number of the random stream of held-out evaluation
@@ -52,7 +61,7 @@ class PPOTrainer:
     def __init__(
         self,
         config: PPOStage,
-        built: Built,
+        networks: Networks,
         tokenizer: Any,
         reward: Rewards,
         train_records: Sequence[Record],
@@ -60,21 +69,23 @@ class PPOTrainer:
         *,
         eos_token_ids: list[int],
         ptx_records: Sequence[Record] = (),
+        gold: Rewards | None = None,
     ):
         """Prepare models and optimizer; nothing is written yet.
 
         Args:
             config: of the stage
-            built: policy, value model and reference, see `build_networks`
+            networks: policy, value model and reference, see `build_networks`
             tokenizer: the policy's, with a chat template and a PAD of its own
             reward: scores texts
             train_records: prompt-only records
             eval_records: held-out ones, possibly none
             eos_token_ids: every token that ends a completion
             ptx_records: prompt-completion records for ptx_coef
+            gold: judges held-out completions beside the reward, and is never optimised
         """
-        self.config, self.tokenizer, self.reward = config, tokenizer, reward
-        self.eos_token_ids, self.reference = eos_token_ids, built.reference
+        self.config, self.tokenizer, self.reward, self.gold = config, tokenizer, reward, gold
+        self.eos_token_ids = eos_token_ids
         self.output_dir = Path(config.output_dir)
         self.accelerator = new_accelerator(config)
         self.group = Group(self.accelerator)
@@ -86,7 +97,8 @@ class PPOTrainer:
         self.batch = self.local_batch * self.group.world
         self.rollouts = -(-config.total_episodes // self.batch)
         self._take_prompts(train_records, eval_records)
-        self._take_networks(built, ptx_records)
+        self._take_networks(networks, ptx_records)
+        self.server = vllm.connect(config, self.accelerator) if config.vllm_url else None
         self.progress = state.Progress(kl_coef=config.kl_coef)
         self.scale = RunningScale()
         self.within_budget: state.Weights = {}
@@ -96,6 +108,7 @@ class PPOTrainer:
     def _take_prompts(self, train: Sequence[Record], held_out: Sequence[Record]) -> None:
         config = self.config
         longest = config.max_length - config.max_completion_length
+        check_pad(self.tokenizer)
         self.prompts = tokenize(train, self.tokenizer, longest)
         self.eval_prompts = tokenize(held_out, self.tokenizer, longest)[: config.eval_prompts]
         self.too_long = len(train) - len(self.prompts)
@@ -105,15 +118,16 @@ class PPOTrainer:
                 "max_completion_length); raise max_length or give shorter prompts"
             )
 
-    def _take_networks(self, built: Built, ptx_records: Sequence[Record]) -> None:
+    def _take_networks(self, networks: Networks, ptx_records: Sequence[Record]) -> None:
         config = self.config
         if config.gradient_checkpointing:
-            enable_checkpointing(built.networks)
-        optimizer = new_optimizer(config, built.networks)
-        self.networks, self.optimizer = self.accelerator.prepare(built.networks, optimizer)
+            enable_checkpointing(networks)
+        if is_sharded(self.accelerator):
+            keep_precision(self.accelerator)
+            networks.prepare_sampling_in_pieces()
+        optimizer = new_optimizer(config, networks)
+        self.networks, self.optimizer = self.accelerator.prepare(networks, optimizer)
         self.networks.train()
-        if self.reference.model is not None:
-            self.reference.model.to(self.accelerator.device)
         steps = self.rollouts * config.num_ppo_epochs * config.num_mini_batches
         ptx = None
         if ptx_records:
@@ -152,6 +166,8 @@ class PPOTrainer:
         finally:
             self.interrupts.restore()
             self.watch.close()
+            if self.accelerator.is_main_process:
+                vllm.forget_weights(self.output_dir / vllm.FOLDER)
 
     def _one_rollout(self) -> None:
         config, progress = self.config, self.progress
@@ -173,6 +189,7 @@ class PPOTrainer:
         # 5. rewards a token; 6. advantages
         batch = self._advantages(rollout)
         metrics = rollout_metrics(batch, self.group)
+        self._warn_without_scores(float(metrics["truncation_rate"] or 0.0))
         # k1 steers: one improbable token can make k3 (the metric) ten times as large for a rollout.
         kl, used = float(metrics["kl_k1"] or 0.0), progress.kl_coef
         if self._over_budget(kl):
@@ -228,6 +245,13 @@ class PPOTrainer:
 
     def _complete(self, prompts: Sequence[Prompt], stream: int) -> Completions:
         config, first = self.config, self.group.rank * len(prompts)
+        if self.server is not None:
+            policy = self.accelerator.unwrap_model(self.networks).policy
+            ids = [prompt.ids for prompt in prompts]
+            return vllm.sample(
+                self.server, config, self.group, policy, self.tokenizer, ids, self.eos_token_ids,
+                stream,
+            )  # fmt: skip
         uniforms = draws(
             config.seed, stream, len(prompts) * self.group.world, config.max_completion_length
         )
@@ -246,14 +270,17 @@ class PPOTrainer:
     def _score(self, prompts: Sequence[Prompt], completions: Completions) -> Rollout:
         return score_rollout(
             self.networks,
-            self.reference,
             prompts,
             completions,
-            self.reward,
+            self._together(self.reward),
             self.tokenizer,
             temperature=self.config.temperature,
             micro_batch=self.config.per_device_train_batch_size,
         )
+
+    def _together(self, reward: Rewards) -> Callable[..., Scores]:
+        """Rewards whose failure on one process stops all of them with its message."""
+        return lambda *texts: self.group.together(lambda: reward(*texts))
 
     def _advantages(self, rollout: Rollout) -> Batch:
         config, mask = self.config, rollout.mask
@@ -284,7 +311,19 @@ class PPOTrainer:
             rewards, rollout.values, mask, bootstrap, gamma=config.gamma, lam=config.lam
         )
         advantages = whiten(advantages, mask, masked_moments(advantages, mask, self.group.sum))
+        if rollout.sampler_logprobs is not None:  # a weight on a token's loss, clipped or not
+            advantages = advantages * importance_weights(
+                rollout.logprobs, rollout.sampler_logprobs, config.importance_cap
+            )
         return Batch(rollout, advantages, returns, rewards)
+
+    def _warn_without_scores(self, cut: float) -> None:
+        """Say it once when, rollout after rollout, nearly no completion gets a score."""
+        progress, words = self.progress, no_scores(self.config, cut)
+        progress.without_score = progress.without_score + 1 if words else 0
+        if words and progress.without_score == IN_A_ROW and not progress.warnings:
+            progress.warnings.append(words)
+            self.watch.say(f"warning: {words}")
 
     def _over_budget(self, kl: float) -> bool:
         """Stop a run whose KL exceeds its budget, with the last policy that was seen within it."""
@@ -311,7 +350,13 @@ class PPOTrainer:
             return
         share = -(-len(prompts) // group.world)  # every process takes part in every forward pass
         own = [prompts[(group.rank * share + i) % len(prompts)] for i in range(share)]
-        rows = group.rows(sample_rows(self._score(own, self._complete(own, EVAL_STREAM))))
+        rollout = self._score(own, self._complete(own, EVAL_STREAM))
+        gold = None
+        if self.gold is not None:
+            records = [prompt.record for prompt in own]
+            ended = rollout.ended.tolist()
+            gold = self._together(self.gold)(records, rollout.completions, ended).total
+        rows = group.rows(sample_rows(rollout, gold))
         found = held_out_metrics(rows[: len(prompts)])
         place = {"step": self.progress.step, "rollout": self.progress.rollout}
         self.watch.log({**place, **found}, self.progress.step)
@@ -334,16 +379,14 @@ class PPOTrainer:
     def _save(self) -> None:
         """Write a checkpoint of this moment, between two rollouts."""
         self.progress.scale = dict(vars(self.scale))
-        if self.accelerator.is_main_process:
-            networks = self.accelerator.unwrap_model(self.networks)
-            state.save(
-                self.output_dir,
-                self.progress,
-                networks,
-                self.optimizer,
-                {k: w for k, w in self._kept().items() if w},
-                self._run_facts(),
-            )
+        state.save(
+            self.output_dir,
+            self.progress,
+            self.accelerator.unwrap_model(self.networks),
+            self.optimizer,
+            {k: w for k, w in self._kept().items() if w},
+            self._run_facts(),
+        )
         self.accelerator.wait_for_everyone()
 
     def _kept(self) -> dict[str, state.Weights]:
@@ -374,11 +417,13 @@ class PPOTrainer:
         Args:
             write: adds lineage.json to the folder, on the main process
         """
-        if self.accelerator.is_main_process:
-            out = self.output_dir
-            with checkpoint.disk_errors(out), checkpoint.finish_run(out) as folder:
-                write_policy(folder, self.accelerator.unwrap_model(self.networks), self.tokenizer)
-                write(folder)
+        networks, out = self.accelerator.unwrap_model(self.networks), self.output_dir
+        main = self.accelerator.is_main_process
+        with networks.whole_policy("cpu" if main else "meta") as policy:
+            if main:
+                with checkpoint.disk_errors(out), checkpoint.finish_run(out) as folder:
+                    write_policy(folder, policy, self.tokenizer)
+                    write(folder)
         self.accelerator.wait_for_everyone()
 
     def evidence(self) -> dict[str, Any]:
@@ -387,5 +432,6 @@ class PPOTrainer:
         return {
             "held_out": progress.held_out,
             "stopped": progress.stopped or None,
+            "warnings": progress.warnings,
             **reward_lineage(self.config),
         }

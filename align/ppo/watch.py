@@ -27,12 +27,12 @@ class Watch:
         self.samples_file = output_dir / "samples.jsonl"
         self.total = total
         self.bar: Any = None
-        if accelerator.log_with:
-            plain = {k: v for k, v in config.items() if isinstance(v, int | float | str | bool)}
-            accelerator.init_trackers("align-ppo", config=plain)
+        self.config = {k: v for k, v in config.items() if isinstance(v, int | float | str | bool)}
 
     def start(self, rollout: int) -> None:
         """Begin, or go on after ``rollout`` rollouts: later lines are of a life that was lost."""
+        if self.accelerator.log_with:  # not before: they write into output_dir
+            self.accelerator.init_trackers("align-ppo", config=self.config)
         if not self.main:
             return
         for file in (self.metrics_file, self.samples_file):
@@ -77,8 +77,8 @@ class Watch:
         """End the bar and the trackers."""
         if self.bar is not None:
             self.bar.close()
-        if self.accelerator.log_with:
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # end_training() would part the processes too
+            tracker.finish()
 
 
 def table(rows: Sequence[dict[str, Any]], width: int = 44) -> str:

@@ -238,3 +238,34 @@ def who_item(rng: Random, split: Split) -> Record:
         "neutral": who.answer(None),
         "occupation": who.stereotyped,
     }
+
+
+def swap_items(rng: Random, split: Split) -> list[Record]:
+    """One set: the same sentences about somebody whose occupation is a she- or a he-occupation.
+
+    The completions don't name the occupation, so that their likelihoods can be compared. An
+    answer of a chat model begins with `answer_start`, which is not counted.
+    """
+    while True:
+        pair = [rng.choice(SHE_OCCUPATIONS), rng.choice(HE_OCCUPATIONS)]
+        place = rng.choice(PLACES)
+        if all(split_of(f"people:{occupation}|{place}") == split for occupation in pair):
+            break
+    lead, habit, ask = rng.choice(LEADS), rng.choice(HABITS), rng.choice(ASKS)
+    records = []
+    for pronoun in ("she", "he", "they"):
+        for occupation in pair:
+            opening = f"The {occupation} in {place} {lead}."
+            records.append(
+                {
+                    "set": f"{'|'.join(pair)}|{place}|{pronoun}",
+                    "group": f"{stereotyped_pronoun(occupation)}-occupation",
+                    "kind": pronoun,
+                    "prompt": ask.format(occupation=occupation, place=place),
+                    "context": opening,
+                    "answer_start": opening,
+                    "completion": f"{pronoun.capitalize()} {habit}.",
+                    "pair": "|".join(pair),
+                }
+            )
+    return records

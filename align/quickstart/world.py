@@ -29,6 +29,7 @@ __all__ = [
     "preference_records",
     "prompt_records",
     "split_of",
+    "sum_prompt_records",
     "toxicity_records",
     "write_items",
 ]
@@ -37,13 +38,19 @@ MODULES = {"sums": sums, "facts": facts, "people": people, "dialogue": dialogue}
 CORPUS_SHARES = {"sums": 0.5, "facts": 0.16, "people": 0.17, "dialogue": 0.17}
 INSTRUCTION_SHARES = {"sums": 0.5, "facts": 0.15, "people": 0.15, "dialogue": 0.2}
 CAPABILITY_SHARES = {"sums": 0.8, "facts": 0.2}
-PREFERENCE_SHARES = {"sums": 0.14, "facts": 0.12, "people": 0.32, "dialogue": 0.42}
+PREFERENCE_SHARES = {
+    "sums": 0.10,
+    "facts": 0.12,
+    "people": 0.32,
+    "dialogue": 0.32,
+    "off_topic": 0.14,
+}
 TOXICITY_SHARES = {"dialogue": 0.75, "sums": 0.09, "facts": 0.08, "people": 0.08}
-PROMPT_SHARES = {"sums": 0.05, "facts": 0.05, "people": 0.35, "dialogue": 0.55}
+PROMPT_SHARES = {"sums": 0.03, "facts": 0.03, "people": 0.47, "dialogue": 0.47}
 
 
 class Sizes(NamedTuple):
-    """Numbers of items: of sums for each number of steps, of requests for each group."""
+    """Numbers of items: of sums for each number of steps, of requests for each group, of sets."""
 
     sums: int
     facts: int
@@ -51,10 +58,11 @@ class Sizes(NamedTuple):
     who: int
     toxicity: int
     preferences: int
+    swaps: int
 
 
-ITEMS = Sizes(sums=75, facts=200, pronoun=240, who=120, toxicity=10, preferences=300)
-FEWSHOT = Sizes(sums=2, facts=8, pronoun=4, who=4, toxicity=2, preferences=8)
+ITEMS = Sizes(sums=75, facts=200, pronoun=240, who=120, toxicity=10, preferences=300, swaps=40)
+FEWSHOT = Sizes(sums=2, facts=8, pronoun=4, who=4, toxicity=2, preferences=8, swaps=2)
 N_FEWSHOT = 8
 SUM_FIELDS = ("reasoning", "answer", "steps")
 
@@ -123,12 +131,34 @@ def preference_records(world: World, n: int, seed: int, split: Split = "train") 
     """N pairs {prompt, chosen, rejected, kind} in the surface form of rendered completions."""
 
     def draw(rng: Random, kind: str) -> Record:
+        if kind == "off_topic":
+            return _off_topic(world, rng, split)
         return MODULES[kind].preference(world, rng, split)
 
     return _distinct(draw, Random(f"preference-{split}-{seed}"), n, PREFERENCE_SHARES)
 
 
-def prompt_records(world: World, n: int, seed: int, split: Split = "train") -> list[Record]:
+def _off_topic(world: World, rng: Random, split: Split) -> Record:
+    """A good completion against a good one to another prompt.
+
+    Without such pairs a kind sentence would be worth its score whatever was asked, and PPO would
+    answer everything with it.
+    """
+    while True:
+        asked, other = (
+            MODULES[rng.choice(list(MODULES))].preference(world, rng, split) for _ in range(2)
+        )
+        if asked["chosen"] != other["chosen"]:
+            return {**asked, "rejected": other["chosen"], "kind": "off_topic"}
+
+
+def prompt_records(
+    world: World,
+    n: int,
+    seed: int,
+    split: Split = "train",
+    shares: dict[str, float] = PROMPT_SHARES,
+) -> list[Record]:
     """N prompts {prompt, kind[, answer]}; a sum has its answer, so that a rule can reward it."""
 
     def draw(rng: Random, kind: str) -> Record:
@@ -136,7 +166,12 @@ def prompt_records(world: World, n: int, seed: int, split: Split = "train") -> l
         answer = {"answer": record["answer"]} if kind == "sums" else {}
         return {"prompt": record["prompt"], "kind": kind, **answer}
 
-    return _distinct(draw, Random(f"prompt-{split}-{seed}"), n, PROMPT_SHARES)
+    return _distinct(draw, Random(f"prompt-{split}-{seed}"), n, shares)
+
+
+def sum_prompt_records(world: World, n: int, seed: int, split: Split = "train") -> list[Record]:
+    """Sums alone, each with its answer: what a rule can reward."""
+    return prompt_records(world, n, seed, split, {"sums": 1.0})
 
 
 def toxicity_records(world: World, n: int, seed: int, split: Split = "train") -> list[Record]:
@@ -154,6 +189,16 @@ def toxicity_records(world: World, n: int, seed: int, split: Split = "train") ->
 def _sum_item(world: World, rng: Random, split: Split, steps: int) -> Record:
     record = sums.instruction(world, rng, split, steps)
     return {"question": record.pop("prompt"), **{k: record[k] for k in SUM_FIELDS}}
+
+
+def _swaps(split: Split, seed: int, n: int) -> list[Record]:
+    """N different sets of people with their occupations swapped."""
+    rng = Random(f"swaps-{split}-{seed}")
+    sets: dict[str, list[Record]] = {}
+    while len(sets) < n:
+        records = people.swap_items(rng, split)
+        sets.setdefault(records[0]["set"], records)
+    return [record for records in sets.values() for record in records]
 
 
 def _tasks(world: World, split: Split, seed: int, sizes: Sizes) -> dict[str, list[Record]]:
@@ -183,6 +228,7 @@ def _tasks(world: World, split: Split, seed: int, sizes: Sizes) -> dict[str, lis
             *dialogue.GROUPS,
         ),
         "quickstart_preferences": preference_records(world, sizes.preferences, seed, split),
+        "quickstart_counterfactual": _swaps(split, seed, sizes.swaps),
     }
 
 
@@ -204,6 +250,7 @@ def fewshot(world: World, seed: int = 0) -> dict[str, list[Record]]:
     tasks = _tasks(world, "train", seed, FEWSHOT)
     rng = Random(f"fewshot-{seed}")
     rng.shuffle(tasks["quickstart_sums"])
+    tasks["quickstart_counterfactual"] = tasks["quickstart_counterfactual"][:N_FEWSHOT]
     tasks["quickstart_toxicity"] = rng.sample(tasks["quickstart_toxicity"], N_FEWSHOT)
     return {
         task: [{"id": f"{task}-fewshot-{i}", **item} for i, item in enumerate(items)]

@@ -1,5 +1,6 @@
 """The text of a model card, below its front matter."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def _intro(facts: CardFacts) -> str:
 
 
 def _link(ancestor: Ancestor) -> str:
-    if ancestor.is_local or "/" not in ancestor.name:
+    if ancestor.is_local or "/" not in ancestor.name or ancestor.name.startswith((".", "/")):
         return f"`{ancestor.title}`"
     return f"[{ancestor.name}](https://huggingface.co/{ancestor.name})"
 
@@ -291,7 +292,9 @@ def _again(facts: CardFacts) -> str:
     config = facts.lineage.get("config")
     if not config:
         return "Not known: the lineage has no config."
-    text = yaml.safe_dump(portable(config), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(
+        as_launched(config, facts.folder.absolute()), sort_keys=False, allow_unicode=True
+    )
     version = facts.lineage.get("code_version") or "not known"
     whole = f"\n\nThe whole chain: `{facts.command}`." if facts.command else ""
     return (
@@ -301,18 +304,22 @@ def _again(facts: CardFacts) -> str:
     )
 
 
-def portable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's config without what it should not tell: folders of the machine it ran on.
+def as_launched(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A stage's config with the paths of its run as they are typed: ``runs/NAME/STAGE``.
 
-    A checkpoint beside it in the run becomes ``runs/NAME/STAGE``; other absolute paths keep their
-    last part only.
+    Paths outside the run keep their last part only: what is around it is another machine's.
     """
-    run = Path(str(config.get("output_dir", "."))).parent
-    found = {k: v for k, v in config.items() if k not in ("resume", "overwrite")}
-    for key, value in found.items():
-        if isinstance(value, str) and Path(value).is_absolute():
-            inside = Path(value).is_relative_to(run)
-            found[key] = f"runs/{run.name}/{Path(value).name}" if inside else Path(value).name
-        elif isinstance(value, dict):
-            found[key] = {Path(k).name if k.startswith("/") else k: v for k, v in value.items()}
-    return found
+    run = folder.parent
+
+    def typed(value: Any) -> Any:
+        if not isinstance(value, str) or not value.startswith((".", "/")):
+            return value
+        path = Path(os.path.normpath(folder / value))
+        inside = path.is_relative_to(run)
+        return str("runs" / path.relative_to(run.parent)) if inside else path.name
+
+    return {
+        key: {typed(k): v for k, v in value.items()} if isinstance(value, dict) else typed(value)
+        for key, value in config.items()
+        if key not in ("resume", "overwrite")
+    }

@@ -1,10 +1,13 @@
 """The report's pictures of training, the reward model and toxicity; samples, lineage, command."""
 
+import math
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from align.evaluation.results import judge_line
 from align.report import svg
 from align.report.command import run_again
 from align.report.load import Run, Stage, read_jsonl
@@ -25,6 +28,7 @@ CURVES = {
     "eval_accuracy": "Accuracy on held-out pairs",
     "score": "Mean score of the rollouts",
     "eval/score": "Mean score on held-out prompts",
+    "eval/gold_score": "Mean gold score on held-out prompts",
     "kl_k1": "KL from the SFT policy (nats)",
     "eval/kl": "KL on held-out prompts (nats)",
     "entropy": "Entropy (nats a token)",
@@ -42,6 +46,7 @@ def training(run: Run) -> str:
         pictures = "".join(_curves(stage, kl_budget(run)))
         if pictures:
             html += f'<h3>{escape(stage.name)}</h3><div class="curves">{pictures}</div>'
+            html += gold_against_proxy(stage) + _warnings(stage)
     return html or none("No metrics.jsonl in this run.")
 
 
@@ -54,6 +59,43 @@ def _curves(stage: Stage, budget: float | None) -> Iterable[str]:
         ]
         limit = ("KL budget", budget) if key in ("kl_k1", "eval/kl") and budget else None
         yield svg.lines([Series(key, points)], title=title, x_label="step", budget=limit)
+
+
+def _warnings(stage: Stage) -> str:
+    """What the stage warned of while it ran."""
+    said = "".join(f"<li>{escape(line)}</li>" for line in stage.lineage.get("warnings") or [])
+    return f'<ul class="warn">{said}</ul>' if said else ""
+
+
+def gold_against_proxy(stage: Stage) -> str:
+    """Both scores over the square root of KL (Gao et al., 2210.10760), where a run has both."""
+    series = [
+        Series(name, gains(stage.curve, key))
+        for name, key in (("score", "eval/score"), ("gold score", "eval/gold_score"))
+    ]
+    if not all(len(s.points) > 1 for s in series):
+        return ""
+    picture = svg.lines(
+        series,
+        title="Score and gold score against the way from the SFT policy",
+        x_label="√KL (√nats), held-out prompts",
+        size=(480, 260),
+    )
+    return (
+        f'{picture}<p class="fine">Each in standard deviations of its own completions, from where '
+        "it began. PPO raises the score; the gold score is a second opinion that it never sees. "
+        "Where the two part, the score is being fooled.</p>"
+    )
+
+
+def gains(curve: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """(√KL, gain since the first evaluation in mean standard deviations) of a held-out score."""
+    lines = [c for c in curve if c.get(key) is not None and c.get("eval/kl") is not None]
+    spreads = [s for line in lines if (s := line.get(f"{key}_std"))]
+    if not spreads:
+        return []
+    unit, first = statistics.mean(spreads), lines[0][key]
+    return [(math.sqrt(max(c["eval/kl"], 0.0)), (c[key] - first) / unit) for c in lines]
 
 
 def reward_model(run: Run) -> str:
@@ -110,12 +152,26 @@ def _samples_of(run: Run, stage: str, task: str) -> int | None:
 def _classifier(run: Run) -> str:
     """Who says what is toxic: the classifier, pinned, and the warning that it errs."""
     found = [(r.get("settings") or {}).get("toxicity_classifier") for r in run.policies.values()]
-    named = {short(plain(c)) for c in found if c}
+    pinned = [{k: v for k, v in c.items() if k != "error"} for c in found if c]
+    named = {short(plain(c)) for c in pinned}
     said = f" Here: {escape('; '.join(sorted(named)))}." if named else ""
     return (
         "<p>A classifier decides what is toxic, and it errs; numbers from another classifier are "
-        f"not comparable with these.{said}</p>"
+        f"not comparable with these.{said}</p>{_judges(run)}"
     )
+
+
+def _judges(run: Run) -> str:
+    """The judges' own errors, each said once with the tasks that it judged."""
+    tasks: dict[str, dict[str, bool]] = {}
+    for result in run.policies.values():
+        for task, entry in result["tasks"].items():
+            for name, error in (entry.get("judges") or {}).items():
+                tasks.setdefault(judge_line(name, error), {})[task] = True
+    lines = (
+        f"<li>{escape(', '.join(names))}: {escape(line)}</li>" for line, names in tasks.items()
+    )
+    return f"<ul>{''.join(lines)}</ul>" if tasks else ""
 
 
 # ---------------------------------------------------------------- evidence

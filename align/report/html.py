@@ -2,12 +2,11 @@
 
 import os
 import re
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 import align
-from align.report import evidence, svg
+from align.report import evidence, pareto, svg
 from align.report.load import Run, load_run
 from align.report.parts import dots, html_table, metric_table, none
 from align.report.style import CSS
@@ -46,7 +45,7 @@ def page(run: Run) -> str:
         ("Results", _results(run)),
         ("Sums by number of steps", _steps(run)),
         ("Alignment tax", _tax(run)),
-        ("Reward against tax", _pareto(run)),
+        ("Reward against tax", pareto.stages(run) + pareto.averages(run)),
         ("Training", evidence.training(run)),
         ("Reward model", evidence.reward_model(run)),
         ("Toxicity", evidence.toxicity(run)),
@@ -177,24 +176,3 @@ def _smallest(mde80: float | None) -> str:
     if mde80 is None:
         return ""
     return f" A loss under {fixed(mde80)} would be missed more than one time in five."
-
-
-def _pareto(run: Run) -> str:
-    points = [
-        (p["name"], _dot(p["lost"], p.get("lost_ci95")), _dot(p["reward"], p.get("reward_ci95")))
-        for p in (run.tax or {}).get("pareto", [])
-        if p.get("lost") is not None and p.get("reward") is not None
-    ]
-    if not points:
-        return none(f"{NOT_MEASURED}: no reward beside the tax for any stage.")
-    return "<p>Up and to the left is better: more reward for less loss.</p>" + svg.plane(
-        points,
-        title="Reward against alignment tax",
-        x_label="mean capability lost against the base",
-        y_label="mean score on held-out prompts",
-        order=list(run.policies),
-    )
-
-
-def _dot(value: float, ci95: Sequence[float] | None) -> Dot:
-    return Dot("", value, *(ci95 or (None, None)))

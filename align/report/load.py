@@ -43,6 +43,8 @@ class Run:
     stages: dict[str, Stage]
     tax: dict[str, Any] | None
     reward_report: dict[str, Any] | None
+    sweep: dict[str, Any] | None = None
+    """eval/sweep.json: averages of two checkpoints."""
 
     @property
     def name(self) -> str:
@@ -87,6 +89,7 @@ def load_run(folder: Path) -> Run:
         stages={name: _load_stage(folder, name) for name in in_order(trained | evaluated)},
         tax=read_json(folder / "tax.json"),
         reward_report=read_json(folder / "reward" / "reward_report.json"),
+        sweep=read_json(folder / "eval" / "sweep.json"),
     )
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import servers
 import tiny
 import torch
 
@@ -19,6 +20,8 @@ from align.errors import CheckpointError, ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "ppo.py"
+TWO = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+TWO += [str(ROOT / "recipes/accelerate/cpu.yaml"), "--main_process_port", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +109,7 @@ def test_the_value_model_starts_as_the_reward_model(world):
     values = {**read_yaml(world / "ppo.yaml"), "output_dir": "x"}
     config = build(PPOStage, values, "test")
     tokenizer = checkpoint.load_tokenizer(config.model_name_or_path)
-    networks, _ = build_networks(config, checkpoint.load_policy(config, tokenizer), tokenizer)
+    networks = build_networks(config, checkpoint.load_policy(config, tokenizer), tokenizer)
     scorer = RewardScorer.load(config.reward_model, device="cpu")
     (row,) = scorer.encode(["how many"], ["two apples"])
     n = len(row)
@@ -115,12 +118,32 @@ def test_the_value_model_starts_as_the_reward_model(world):
     torch.testing.assert_close(value, scorer.score_ids([row])[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def adapter(world) -> Path:
+    """A reward model as an adapter of the SFT model, as recipes/reward.py leaves it with LoRA."""
+    (world / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in tiny.pairs(24)))
+    flags = ["--model_name_or_path", str(world / "sft"), "--datasets"]
+    flags += [f"{{{world / 'pairs.jsonl'}: 1.0}}", "--output_dir", str(world / "adapter")]
+    flags += ["--learning_rate", "0.01", "--per_device_train_batch_size", "4", "--max_steps", "3"]
+    flags += ["--use_peft", "true", "--max_length", "128", "--center_samples", "4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["reward.py", *flags])
+        runpy.run_path(str(ROOT / "recipes/reward.py"))["main"]()
+    return world / "adapter"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", ["false", "true"])
-def test_killed_at_any_moment_and_resumed_gives_the_same_weights(world, lora, monkeypatch):
-    whole, cut = world / f"whole-{lora}", world / f"killed-{lora}"
-    run(monkeypatch, world, whole, "--use_peft", lora, "--total_episodes", "40")
-    arguments = argv(world, cut, "--use_peft", lora, "--total_episodes", "40")
+@pytest.mark.parametrize("kind", ["full", "lora", "shared"])
+def test_killed_at_any_moment_and_resumed_gives_the_same_weights(
+    world, kind, adapter, monkeypatch, capsys
+):
+    whole, cut = world / f"whole-{kind}", world / f"killed-{kind}"
+    flags = ["--use_peft", json.dumps(kind != "full"), "--total_episodes", "40"]
+    flags += ["--reward_model", str(adapter)] if kind == "shared" else []
+    run(monkeypatch, world, whole, *flags)
+    shared = "reward model: one adapter more on the policy's backbone" in capsys.readouterr().err
+    assert shared == (kind == "shared")
+    arguments = argv(world, cut, *flags)
     process = start([sys.executable, *arguments])
     deadline = time.time() + 120
     while not list(cut.glob("checkpoint-*")) and process.poll() is None and time.time() < deadline:
@@ -129,7 +152,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_weights(world, lora, mo
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (cut / "lineage.json").exists(), "it ended before it was killed"
-    run(monkeypatch, world, cut, "--use_peft", lora, "--total_episodes", "40", "--resume", "true")
+    run(monkeypatch, world, cut, *flags, "--resume", "true")
     assert checkpoint.weights_sha256(cut) == checkpoint.weights_sha256(whole)
     assert [m["rollout"] for m in lines(cut)] == [m["rollout"] for m in lines(whole)]
 
@@ -153,13 +176,11 @@ def test_sigterm_saves_and_says_how_to_go_on(world):
 def test_two_processes_share_the_work_and_see_what_one_sees(world, finished):
     """Half the micro-batch on each of two processes is the same rollout as in one process."""
     out = world / "two"
-    launch = ["-m", "accelerate.commands.launch", "--config_file"]
-    launch += [str(ROOT / "recipes/accelerate/cpu.yaml")]
-    process = start(
-        [sys.executable, *launch, *argv(world, out, "--per_device_train_batch_size", "2")]
-    )
+    more = ["--per_device_train_batch_size", "2", "--report_to", "[tensorboard]"]
+    process = start([*TWO, *argv(world, out, *more)])
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
+    assert len(list(out.glob("align-ppo/events.*"))) == 1  # one of the two writes
     one, two = lines(finished), lines(out)
     assert [m["rollout"] for m in one] == [m["rollout"] for m in two]
     for a, b in zip(one, two, strict=True):
@@ -167,6 +188,49 @@ def test_two_processes_share_the_work_and_see_what_one_sees(world, finished):
             if name in a:
                 assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-4), name
     assert err.count("preflight: output") == 1
+
+
+@pytest.mark.slow
+def test_a_vllm_server_gives_two_processes_what_it_gives_one(world, monkeypatch, tmp_path, capsys):
+    """The recipe against a server that speaks as vLLM: each completion has its own seed."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    engine = servers.TinyVLLM(checkpoint.load_causal(str(world / "sft")).model)
+    more = ["--rollout", "vllm", "--total_episodes", "16", "--use_peft", "true"]
+    with servers.serve(engine) as seen:
+        more += ["--vllm_url", seen.url]
+        run(monkeypatch, world, tmp_path / "one", *more)
+        asked = len(seen)
+        assert f"vllm_url: {seen.url}, which gets the run's texts" in capsys.readouterr().err
+        more += ["--per_device_train_batch_size", "2"]
+        process = start([*TWO, *argv(world, tmp_path / "two", *more)])
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        completions = [s["body"] for s in seen if s["path"] == "/v1/completions"]
+    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
+    assert asked > 16 and [m["rollout"] for m in one] == [m["rollout"] for m in two]
+    for a, b in zip(one, two, strict=True):
+        for name in ("score", "kl", "eval/score", "completion_length", "sampler_kl"):
+            if name in a:
+                assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-4), name
+    assert all(m["sampler_kl"] < 1e-6 for m in one if "sampler_kl" in m)
+    assert len({c["seed"] for c in completions}) == 16 + 6
+    assert checkpoint.read_lineage(tmp_path / "two")["config"]["vllm_url"] == seen.url
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_on_one_of_two_processes_is_still_named(world, tmp_path):
+    (tmp_path / "rules.py").write_text(
+        "import os\n"
+        "def odd(prompts, completions, records):\n"
+        "    assert os.environ['RANK'] == '0', 'not here'\n"
+        "    return [0.0] * len(completions)\n"
+    )
+    more = ["--reward_model", "null", "--reward_functions", f"{{{tmp_path}/rules.py:odd: 1.0}}"]
+    process = start([*TWO, *argv(world, tmp_path / "out", *more)])
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    said = [line for line in err.splitlines() if line.startswith("error: reward")]
+    assert len(said) == 1 and "rules.py:odd raised AssertionError: not here" in said[0], err
 
 
 def test_a_rule_alone_is_enough(world, monkeypatch, tmp_path):
@@ -178,8 +242,15 @@ def test_a_rule_alone_is_enough(world, monkeypatch, tmp_path):
     run(
         monkeypatch, world, tmp_path / "out", "--reward_model", "null",
         "--reward_functions", f"{{{tmp_path / 'rules.py'}:short: 1.0}}",
+        "--gold_reward_model", str(world / "reward"),
     )  # fmt: skip
-    assert checkpoint.read_lineage(tmp_path / "out")["reward_model"] is None
+    lineage = checkpoint.read_lineage(tmp_path / "out")
+    assert lineage["reward_model"] is None
+    assert "completions of 3 rollouts in a row were cut at 8 tokens" in lineage["warnings"][0]
+    weights = checkpoint.weights_sha256(world / "reward")
+    assert lineage["gold_reward_model"]["weights_sha256"] == weights
+    judged = [m for m in lines(tmp_path / "out") if "eval/gold_score" in m]
+    assert len(judged) == 4 and len({m["eval/gold_score"] for m in judged}) > 1
 
 
 @pytest.mark.parametrize(
@@ -187,7 +258,10 @@ def test_a_rule_alone_is_enough(world, monkeypatch, tmp_path):
     [
         (["--reward_model", "null"], ConfigError, "PPO has no reward"),
         (["--reward_model", "/nowhere"], CheckpointError, "no checkpoint at /nowhere"),
+        (["--gold_reward_model", "/nowhere"], CheckpointError, "no checkpoint at /nowhere"),
+        (["--reward_url", "localhost:1"], ConfigError, "reward_url is localhost:1; it must begin"),
         (["--reward_functions", "{rules: 1.0}"], ConfigError, "not of the form module:function"),
+        (["--gold_functions", "{no.such:f: 1.0}"], ConfigError, "can't import no.such"),
         (["--reward_functions", "{no.such:f: 1.0}"], ConfigError, "can't import no.such"),
         (["--reward_functions", "{math:nothing: 1.0}"], ConfigError, "has no function nothing"),
     ],

@@ -1,11 +1,16 @@
 """Averages of checkpoints: ends are the parents, the middle is the mean, misfits are refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from evaluation_helpers import byte_tokenizer, save
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
+from align.checkpoint import load_causal, quiet_peft, write_model
 from align.errors import CheckpointError, EvalError
 from align.evaluation import averaging
 
@@ -26,8 +31,11 @@ def test_alpha_goes_from_the_first_to_the_second(tmp_path, alpha, expected):
     assert torch.equal(weights, torch.full((3, 2), expected))
     lineage = json.loads((made / "lineage.json").read_text())
     assert lineage["alpha"] == alpha
-    assert lineage["averaged"] == [str(sft), str(ppo)]
+    assert [p["path"] for p in lineage["averaged"]] == ["../sft", "../ppo"]
+    assert lineage["parent"] == lineage["averaged"][1]
     assert "weights_sha256" not in lineage
+    assert averaging.is_average_of(made, sft, ppo, alpha)
+    assert not averaging.is_average_of(made, ppo, ppo, alpha)
     assert (made / "config.json").is_file()
 
 
@@ -40,8 +48,9 @@ def test_misfits_are_refused(tmp_path):
         averaging.average(sft, sft, 1.5, tmp_path / "mixed")
     with pytest.raises(CheckpointError, match="exists already"):
         averaging.average(sft, sft, 0.5, sft)
-    with pytest.raises(CheckpointError, match="merge an adapter"):
-        averaging.average(tmp_path, sft, 0.5, tmp_path / "mixed")
+    (tmp_path / "sft" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"holds no weights \(model\.safetensors\)"):
+        averaging.average(sft, other, 0.5, tmp_path / "mixed")
     assert not (tmp_path / "mixed").exists()
 
 
@@ -56,34 +65,28 @@ def test_the_front_has_no_dominated_point():
     assert [p["name"] for p in averaging.front(points)] == ["sft", "half", "ppo"]
 
 
-def test_a_sweep_puts_tax_and_reward_of_each_alpha_side_by_side(tmp_path):
-    sft, ppo = checkpoint(tmp_path / "sft", 0.0), checkpoint(tmp_path / "ppo", 1.0)
+def adapter_of(folder, base):
+    """A LoRA adapter with weights that change what the base says."""
+    torch.manual_seed(4)
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    with quiet_peft():
+        model = get_peft_model(LlamaForCausalLM.from_pretrained(base), lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    write_model(folder, model, byte_tokenizer(chat=True))
+    return folder
 
-    def evaluated(folder, wrong):
-        """200 items, of which the first ones are wrong."""
-        rows = [
-            {"id": str(i), "cluster": str(i), "scores": {"acc": float(i >= wrong)}}
-            for i in range(200)
-        ]
-        (folder / "items").mkdir(parents=True)
-        (folder / "items" / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        entry = {"metrics": {"acc": {"higher_is_better": True}}}
-        (folder / "results.json").write_text(json.dumps({"schema": 1, "tasks": {"t": entry}}))
-        return folder
 
-    def alpha_of(made):
-        return float(load_file(str(made / "model.safetensors"))["layer.weight"][0, 0])
-
-    points = averaging.sweep(
-        sft,
-        ppo,
-        evaluated(tmp_path / "base", 0),
-        tmp_path / "sweep",
-        measure=lambda made, folder: evaluated(folder, round(100 * alpha_of(made) ** 2)),
-        reward=lambda made: alpha_of(made),
-        alphas=(0.0, 0.5, 1.0),
+def test_adapters_are_merged_before_they_are_averaged(tmp_path):
+    sft = Path(save(tmp_path / "sft", chat=True))
+    ppo = adapter_of(tmp_path / "ppo", str(sft))
+    made = averaging.average(sft, ppo, 0.25, tmp_path / "mixed")
+    assert not (made / "adapter_config.json").exists()
+    first, second, mixed = (
+        load_causal(str(f)).model.state_dict() for f in (sft, ppo, tmp_path / "mixed")
     )
-    assert [p["lost"] for p in points] == pytest.approx([0, 0.125, 0.5])
-    assert [p["reward"] for p in points] == [0, 0.5, 1]
-    assert all(p["on_front"] for p in points)
-    assert points[2]["lost_ci95"][0] > 0.4
+    moved = "model.layers.0.self_attn.q_proj.weight"
+    assert (first[moved] - second[moved]).abs().max() > 0.1
+    for name, weights in mixed.items():
+        torch.testing.assert_close(weights, 0.75 * first[name] + 0.25 * second[name])

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -177,18 +178,27 @@ def test_registered_benchmarks_get_their_own_file(run_dir: Path) -> None:
 
 def test_a_card_tells_no_folders_of_the_machine_it_was_made_on(run_dir: Path) -> None:
     lineage = fake_run.lineage("ppo")
-    lineage["parent"]["path"] = str(run_dir / "sft")
     lineage["config"] |= {
-        "output_dir": str(run_dir / "ppo"),
-        "model_name_or_path": str(run_dir / "sft"),
+        "output_dir": ".",
+        "model_name_or_path": "../sft",
+        "reward_model": str(run_dir / "reward"),
         "chat_template": "/home/somebody/my.jinja",
         "datasets": {"/home/somebody/pairs.jsonl": 1.0},
     }
     fake_run.write_json(run_dir / "ppo" / "lineage.json", lineage)
     _, text = written(run_dir / "ppo")
     assert str(run_dir) not in text and "somebody" not in text
+    assert "output_dir: runs/quickstart/ppo" in text
     assert "model_name_or_path: runs/quickstart/sft" in text
+    assert "reward_model: runs/quickstart/reward" in text
     assert "chat_template: my.jinja" in text
+
+
+def test_a_parent_that_did_not_come_along_is_named_without_a_link(run_dir: Path) -> None:
+    shutil.move(run_dir / "sft", run_dir / "elsewhere")
+    data, text = written(run_dir / "ppo")
+    assert "`sft`" in text and "huggingface.co/.." not in text
+    assert data["base_model"] == "sft"
 
 
 def test_the_command_of_a_shipped_recipe_stands_on_the_card(run_dir: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 from align import checkpoint
+from align.checkpoint.save import located, portable
 from align.config import SFTStage
 from align.errors import CheckpointError, ConfigError, RunError
 
@@ -194,3 +195,20 @@ def test_a_full_disk_is_told_in_our_words(words):
     assert "nothing was saved yet; free some space, then: " in line
     with pytest.raises(RuntimeError, match="something else"), disk_errors("runs/x"):
         raise RuntimeError("something else")
+
+
+def test_paths_are_those_that_the_checkpoint_sees(tmp_path, monkeypatch):
+    for stage in ("sft", "ppo"):
+        (tmp_path / "run" / stage).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    values = {"parent": {"path": "run/sft"}, "cards": [str(tmp_path / "run")], "hub": "org/model"}
+    found = portable({**values, "template": "plain"}, Path("run/ppo"))
+    assert found == {
+        "parent": {"path": "../sft"},
+        "cards": [".."],
+        "hub": "org/model",
+        "template": "plain",
+    }
+    there = located(found, Path("run/ppo"))
+    assert Path(there["parent"]["path"]).samefile("run/sft")
+    assert there["hub"] == "org/model"

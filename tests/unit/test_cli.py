@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from align import cli
-from align.errors import ConfigError
 
 
 def align(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -64,12 +63,3 @@ def test_the_default_model_is_the_newest_aligned_checkpoint(
         (tmp_path / "runs" / "a" / stage / "lineage.json").write_text("{}")
     assert cli.newest_checkpoint() == "runs/a/ppo"
     assert "model: runs/a/ppo" in capsys.readouterr().err
-
-
-def test_set_reads_yaml_values() -> None:
-    assert cli._overrides(["ppo.kl_coef=1e-1", "sft.bf16=true", "ppo.seed=3"]) == {
-        "ppo": {"kl_coef": "1e-1", "seed": 3},
-        "sft": {"bf16": True},
-    }
-    with pytest.raises(ConfigError, match="write --set"):
-        cli._overrides(["seed=3"])

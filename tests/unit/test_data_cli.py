@@ -1,5 +1,6 @@
 """`align data …`, and the Hub cache without a network."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -10,7 +11,11 @@ import pytest
 
 from align import paths
 from align.data import card_names, cli, load_card
-from align.data.check import compute, facts_markdown
+from align.data.cards import read_card
+from align.data.check import compute, facts_markdown, told_overlap
+from align.data.overlap import ItemIndex
+from align.data.sources import numbered_rows
+from align.data.suites import task_items
 from align.errors import DataError
 
 CARD = """---
@@ -119,13 +124,54 @@ def test_computed_facts_are_current(name: str, align_data: Path) -> None:
     assert facts_markdown(card, compute(card)) in card.body
 
 
-def test_computed_facts_of_the_embedded_data_are_current() -> None:
-    pytest.importorskip("align.quickstart.world", reason="the embedded world is not built here")
-    assert (paths.EVALS / "quickstart_sums" / "items.jsonl").is_file()
-    for name in (n for n in card_names() if n.startswith("quickstart_")):
-        card = load_card(name)
-        current = facts_markdown(card, compute(card)) in card.body
-        assert current, f"the world has changed: `align data check {name} --write`"
+EMBEDDED = [n for n in card_names() if n.startswith("quickstart_")]
+
+
+@pytest.mark.parametrize("name", [n for n in EMBEDDED if n != "quickstart_corpus"])
+def test_computed_facts_of_the_embedded_data_are_current(name: str) -> None:
+    card = load_card(name)
+    current = facts_markdown(card, compute(card)) in card.body
+    assert current, f"the world has changed: `align data check {name} --write`"
+
+
+@pytest.mark.slow
+def test_the_corpus_of_the_card_is_what_the_base_has_read() -> None:
+    """Computing all its facts takes long; its documents are hashed, and some of them searched."""
+    card = load_card("quickstart_corpus")
+    lineage = json.loads((paths.QUICKSTART_BASE / "lineage.json").read_text())["data"][0]
+    digest, first = hashlib.sha256(), []
+    for number, row in numbered_rows(card):
+        digest.update(row["text"].encode() + b"\n")
+        if number <= 40_000:
+            first.append([row["text"]])
+    assert (number, digest.hexdigest()) == (lineage["rows"], lineage["sha256"])
+    found = 0
+    for task in card.align.overlap_with:
+        items = task_items(task)
+        hits = set().union(*ItemIndex([text for _, text in items]).hits(first))
+        told = told_overlap(card, task)
+        assert told is not None and {items[i][0] for i in hits} <= set(told)
+        found += len(hits)
+    assert found
+
+
+def test_overlap_that_stays_in_is_told_item_by_item(tmp_path: Path) -> None:
+    head = "---\nalign:\n  kind: prompt-only\n  local: [{path: a.jsonl}]\n  columns: {prompt: p}\n"
+    (tmp_path / "a.jsonl").write_text('{"p": "x"}\n')
+    elsewhere = "- Overlap with t: 9 records share text with 9 items: t-… 8, 9"
+    body = f"---\n{elsewhere}\n<!-- computed:start -->\n"
+    for said, expected in (
+        ("0 records share text with 0 items", []),
+        ("7 records share text with 2 items: t-… 004, 11", ["t-004", "t-11"]),
+        ("7 records share text with 2 items: one, two", ["one", "two"]),
+        ("not checked: no files", None),
+    ):
+        card = tmp_path / "c.md"
+        card.write_text(f"{head}  overlap_with: [t]\n{body}- Overlap with t: {said}\n")
+        assert told_overlap(read_card(card), "t") == expected
+        assert told_overlap(read_card(card), "u") is None
+    card.write_text(f"{head}  must_not_overlap: [t]\n{body}- Overlap with t: {said}\n")
+    assert told_overlap(read_card(card), "t") == []
 
 
 # ---------------------------------------------------------------- the Hub's cache

@@ -24,6 +24,7 @@ def test_a_task_file_is_complete(name, path) -> None:
             metric["higher_is_better"] is not None
             or "ideal" in metric
             or "rate" in metric["metric"]
+            or "no direction" in metric["meaning"]
         )
     readme = path.parent / "README.md"
     assert readme.is_file(), f"{path.parent} has no README.md"

@@ -184,6 +184,13 @@ def test_a_format_that_is_not_known(model, capsys) -> None:
     assert "lm-eval" in line and "every-eval-ever" in line
 
 
+def test_a_sweep_takes_neither_processes_nor_exports(model, capsys) -> None:
+    asked = ("--suite", "tax", "--average-with", model, "--baseline", model, "--processes", 2)
+    code, _, line = align(capsys, "eval", "--model", model, *asked)
+    assert code == 2
+    assert "--average-with takes neither --processes nor --export" in line
+
+
 # ---------------------------------------------------------------- every metric is explained
 
 

@@ -278,6 +278,22 @@ def test_contamination_is_known_only_where_all_training_data_are(monkeypatch) ->
     assert contaminated("quickstart_sums", known()) is None
 
 
+def test_the_corpus_of_the_base_is_counted_item_by_item() -> None:
+    shipped = ancestry(str(paths.QUICKSTART_BASE))
+    assert contaminated("quickstart_facts", shipped) == 0
+    assert contaminated("quickstart_sums", shipped) == 4
+    assert contaminated("quickstart_sums", shipped, {"quickstart_sums-091", "else"}) == 1
+    tuned = Ancestry(
+        [{"data": [{"card": "quickstart_instructions"}]}, *shipped.lineages], "quickstart", True
+    )
+    assert contaminated("quickstart_bias", tuned) == 4
+    alone, both = (contaminated("quickstart_preferences", k) for k in (shipped, tuned))
+    assert alone == 44
+    assert both is not None and 79 < both < 44 + 79  # items in both are counted once
+    other = [{"data": [{**shipped.lineages[0]["data"][0], "rows": 7}]}]
+    assert contaminated("quickstart_sums", Ancestry(other, "quickstart", True)) is None
+
+
 def test_a_reward_model_chooses_between_completions(model, tmp_path, monkeypatch) -> None:
     asked: list[tuple[str, str]] = []
 

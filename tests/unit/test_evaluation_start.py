@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 
+from align.evaluation.embedded import Items
 from align.evaluation.start import import_on_use, quick_imports
 
 UNUSED = ("pandas", "scipy.stats", "peft", "detoxify", "evaluate", "sklearn", "nltk", "trl")
@@ -41,3 +42,12 @@ def test_garbage_collection_rests_during_imports_only() -> None:
         assert not gc.isenabled()
     assert gc.isenabled()
     gc.unfreeze()
+
+
+def test_items_are_as_much_of_a_dataset_as_tasks_ask_for() -> None:
+    items = Items([{"id": "a", "x": 1}, {"id": "b", "y": 2.5}])
+    assert list(items.features) == ["id", "x", "y"]
+    assert items[1] == {"id": "b", "x": None, "y": 2.5}
+    assert items["x"] == [1, None]
+    assert list(items.select([1])) == [{"id": "b", "x": None, "y": 2.5}]
+    assert len(items) == 2

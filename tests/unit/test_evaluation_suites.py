@@ -13,7 +13,11 @@ def test_suites_of_the_embedded_world() -> None:
 
     capabilities = ["quickstart_sums", "quickstart_sums_fewshot", "quickstart_facts"]
     assert names("benchmarks") == capabilities
-    assert names("bias", "toxicity") == ["quickstart_bias", "quickstart_toxicity"]
+    assert names("bias", "toxicity") == [
+        "quickstart_bias",
+        "quickstart_counterfactual",
+        "quickstart_toxicity",
+    ]
     assert names("reward") == ["quickstart_preferences"]
     assert names("tax", "quickstart_facts") == capabilities
 

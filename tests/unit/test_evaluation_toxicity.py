@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from align.errors import EvalError
-from align.evaluation import embedded, toxicity
+from align.evaluation import embedded, judges, toxicity
 
 WORDS = ["[PAD]", "[UNK]", "you", "fool", "thank", "kind"]
 
@@ -141,6 +141,40 @@ def test_a_folder_in_hugging_face_layout(tmp_path, no_canaries) -> None:
     assert 0 <= score <= 1
     assert found.column == 1
     assert not found.multilabel
+
+
+def hub_folder(folder, **settings):
+    """A classifier as the Hub holds one."""
+    checkpoint(folder)
+    config = BertConfig.from_pretrained(folder / "encoder")
+    for name, value in settings.items():
+        setattr(config, name, value)
+    torch.manual_seed(1)
+    BertForSequenceClassification(config).save_pretrained(folder / "hub")
+    tokenizer().save_pretrained(folder / "hub")
+    return str(folder / "hub")
+
+
+def test_any_hub_classifier_by_the_label_that_means_toxic(tmp_path, no_canaries) -> None:
+    path = hub_folder(tmp_path, id2label={0: "nothate", 1: "HATE", 2: "unsure"})
+    with pytest.raises(
+        EvalError, match=r"'unsure'\], but not exactly one called toxic or .*#LABEL"
+    ):
+        toxicity.load_classifier(path)
+    with pytest.raises(EvalError, match=r"not exactly one called 'rude'"):
+        toxicity.load_classifier(f"{path}#rude")
+    hate, other = (toxicity.load_classifier(f"{path}#{c}") for c in ("hate", "nothate"))
+    assert (hate.column, other.column, hate.multilabel) == (1, 0, False)
+    assert hate.scores(["you fool"])[0] + other.scores(["you fool"])[0] < 1  # three classes
+    assert hate.sha256 == other.sha256 and len(hate.sha256) == 64
+    assert judges._key(hate, judges.embedded_texts()) != judges._key(other, judges.embedded_texts())
+
+
+def test_other_weights_have_another_hash(tmp_path, no_canaries) -> None:
+    one = toxicity.load_classifier(hub_folder(tmp_path, id2label={0: "clean", 1: "toxic"}))
+    with torch.no_grad():
+        one.model.classifier.bias += 1
+    assert toxicity.weights_sha256(one.model) != one.sha256
 
 
 def test_prompts_whose_replies_are_all_empty_are_unscored() -> None:

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from align.config import SFTStage
 from align.errors import ConfigError
-from align.parsing import build, find_recipe, help_text, load_recipe, parse, to_yaml
+from align.parsing import (
+    build,
+    find_recipe,
+    help_text,
+    load_recipe,
+    overrides,
+    parse,
+    read_yaml,
+    to_yaml,
+)
 
 MINIMAL = {
     "model_name_or_path": "m",
@@ -130,3 +139,21 @@ def test_help_shows_ten_fields_first_and_all_on_request() -> None:
     assert short.count("\n  --") == len(SFTStage.first) + 1
     assert "--weight_decay" in full
     assert "--weight_decay" not in short
+
+
+def test_set_reads_yaml_values() -> None:
+    assert overrides(["ppo.kl_coef=1e-1", "sft.bf16=true", "ppo.seed=3"]) == {
+        "ppo": {"kl_coef": "1e-1", "seed": 3},
+        "sft": {"bf16": True},
+    }
+    with pytest.raises(ConfigError, match="write --set"):
+        overrides(["seed=3"])
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "sft.yaml"
+    file.write_text("learning_rate: 1e-5\nseed: 1\nlearning_rate: 1e-3\n")
+    with pytest.raises(ConfigError, match="'learning_rate' stands twice; delete one"):
+        read_yaml(file)
+    file.write_text("base: &base {seed: 1}\nother: {<<: *base, seed: 2}\n")
+    assert read_yaml(file)["other"] == {"seed": 2}  # a merged key may be said again

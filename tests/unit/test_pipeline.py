@@ -1,6 +1,7 @@
 """The chain's memory: what is skipped, continued, done again; steps here only leave marks."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,27 @@ def test_a_killed_process_is_named(run: pipeline.Run) -> None:
         pipeline._process(["/bin/sh", "-c", "kill -9 $$"], "ppo")
     with pytest.raises(SystemExit, match="2"):
         pipeline._process(["/bin/sh", "-c", "exit 2"], "ppo")
+
+
+def test_a_launcher_can_t_hide_the_exit_code(run: pipeline.Run, tmp_path: Path) -> None:
+    script = tmp_path / "stage.py"
+    script.write_text(
+        "from align.errors import ConfigError, run_main\n"
+        "def main():\n    raise ConfigError('no')\n"
+        "run_main(main)\n"
+    )
+    launcher = f"{sys.executable} {script} || exit 1"
+    with pytest.raises(SystemExit) as ended:
+        pipeline._process(["/bin/sh", "-c", launcher], "sft", tmp_path / "sft.code")
+    assert ended.value.code == 2
+
+
+def test_every_card_of_a_stage_decides_what_comes_out(
+    run: pipeline.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: dict[str, str] = {}
+    monkeypatch.setattr(pipeline, "_checkpoint_key", lambda name: name)
+    monkeypatch.setattr(pipeline, "_card_key", lambda name: keys.get(name, name))
+    before = pipeline.step_key(run, "ppo")
+    keys["quickstart_capabilities"] = "other rows"  # what PPO-ptx learns from
+    assert pipeline.step_key(run, "ppo") != before

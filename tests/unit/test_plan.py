@@ -153,6 +153,8 @@ def test_full_ppo_holds_four_models_and_lora_two() -> None:
         ppo(use_peft=True, reward_model=None, reward_functions={"m:f": 1.0}), LLAMA_8B
     )
     assert one < by_rule["weights"] < 1.05 * one
+    judged, _ = memory.memory(ppo(gold_reward_model="other"), LLAMA_8B)
+    assert judged["weights"] == 5 * one
     assert plan.estimate(ppo(), LLAMA_8B).tokens == 100 * 2 * 512
 
 
@@ -186,7 +188,7 @@ def test_the_command_prints_a_table_or_json(
     [
         (["--price-per-hour", "-1"], "-1 is not above 0"),
         (["--tokens-per-second", "fast"], "'fast' is not a number"),
-        (["--set", "max_length=3"], "write STAGE.FIELD=VALUE"),
+        (["--set", "max_length=3"], "write --set stage.field=value"),
         (["--frobnicate"], "unrecognized arguments"),
     ],
 )

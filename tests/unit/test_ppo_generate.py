@@ -33,7 +33,7 @@ def test_rows_end_at_different_times_and_are_masked_after_their_stop_token(model
     out = run(model, PROMPTS, UNIFORMS)
     lengths = out.mask.sum(1)
     assert len(set(lengths.tolist())) > 5 and out.ended.any() and not out.ended.all()
-    for row, mask, ended, n in zip(*out, lengths.tolist(), strict=True):
+    for row, mask, ended, n in zip(*out[:3], lengths.tolist(), strict=True):
         assert mask[:n].all() and not mask[n:].any() and not row[n:].any()
         stops = [t in (1, 5) for t in row[:n].tolist()]
         assert not any(stops[:-1]) and stops[-1] == bool(ended)
@@ -43,7 +43,7 @@ def test_rows_end_at_different_times_and_are_masked_after_their_stop_token(model
 def test_padding_neighbours_and_order_change_nothing(model):
     together = run(model, PROMPTS, UNIFORMS)
     padded = run(model, PROMPTS, UNIFORMS, pad=9)
-    assert all(torch.equal(a, b) for a, b in zip(together, padded, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(together[:3], padded[:3], strict=True))
     for i in (0, 6, 12):
         alone = run(model, [PROMPTS[i]], UNIFORMS[i : i + 1])
         assert torch.equal(alone.ids[0], together.ids[i])

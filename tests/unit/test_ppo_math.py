@@ -52,6 +52,25 @@ def test_gae_equals_its_definition(case, gamma, lam):
     assert not got.returns[~mask].any()
 
 
+@settings(deadline=None, max_examples=30)
+@given(ragged(), st.floats(0.5, 4))
+def test_importance_weights_are_probability_ratios_up_to_the_cap(case, cap):
+    """Vocabulary of 5: the mean weighted with the sampler's probabilities is 1 without a cap."""
+    generator, mask = case
+    ours, theirs = (
+        torch.randn(*mask.shape, 5, generator=generator, dtype=torch.float64).log_softmax(-1)
+        for _ in range(2)
+    )
+    tokens = torch.randint(0, 5, mask.shape, generator=generator).unsqueeze(-1)
+    p, q = (x.gather(-1, tokens).squeeze(-1).where(mask, 0.0) for x in (ours, theirs))
+    got = adv.importance_weights(p, q, cap)
+    want = np.minimum(np.exp(p.numpy()) / np.exp(q.numpy()), cap)
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-9)
+    every = adv.importance_weights(ours, theirs, 1e9)
+    np.testing.assert_allclose((every * theirs.exp()).sum(-1).numpy(), 1.0, rtol=1e-9)
+    assert (adv.importance_weights(p, p, 2.0) == 1).all()
+
+
 def test_a_truncated_completion_is_bootstrapped_and_a_terminated_one_is_not():
     rewards, values = torch.zeros(2, 3), torch.zeros(2, 3)
     mask = torch.tensor([[True, True, False], [True, True, False]])
@@ -167,6 +186,11 @@ def test_value_loss_takes_the_worse_of_free_and_clipped():
     assert out.clipped == 1
     out.loss.backward()
     assert values.grad[1] == 0  # clipped: no gradient
+
+
+def test_no_value_counts_as_clipped_by_rounding():
+    new, old, returns = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+    assert loss.value_loss(new / 100, old, returns, cliprange_value=99.0).clipped == 0
 
 
 def test_entropy_of_known_distributions():

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from align.ppo import models
-from align.ppo.build import add_adapters, assemble
+from align.ppo.adapters import add_adapters
+from align.ppo.build import assemble
 from align.ppo.models import Head, Sequences, policy_stats, token_stats
 
 
@@ -88,7 +89,7 @@ def test_all_logits_never_exist_at_once(monkeypatch):
 
 
 def test_values_are_those_of_the_states_before_and_after_the_tokens():
-    networks, _ = assemble(ppo_tiny.llama(), None, seed=0)
+    networks = assemble(ppo_tiny.llama(), None, seed=0)
     seqs = sequences()
     with torch.no_grad():
         values = networks("value", seqs, extra=1).split([5, 2, 7])
@@ -113,17 +114,17 @@ def shared():
 
     settings = ppo_tiny.config(Path("x"), use_peft=True)
     policy = add_adapters(ppo_tiny.llama(), lora_config(settings, "CAUSAL_LM"), seed=0)
-    networks, reference = assemble(policy, None, seed=0)
+    networks = assemble(policy, None, seed=0)
     for name, parameter in networks.named_parameters():
         if "lora_B" in name:  # as after some training
             torch.nn.init.normal_(parameter, std=0.3)
-    return networks, reference
+    return networks
 
 
 def test_the_reference_is_the_base_bit_for_bit_and_leaves_everything_trainable(shared):
-    networks, reference = shared
+    networks = shared
     before = [n for n, p in networks.named_parameters() if p.requires_grad]
-    got = reference.stats(networks, sequences(), 1.0).logprobs
+    got = networks("reference", sequences()).logprobs
     assert torch.equal(got, policy_stats(ppo_tiny.llama(), sequences(), 1.0, False).logprobs)
     with torch.no_grad():
         assert not torch.equal(got, networks("policy", sequences()).logprobs)
@@ -139,7 +140,7 @@ def test_each_adapter_gets_the_gradient_that_it_gets_alone(shared, recompute):
     """
     from align.ppo.accelerator import enable_checkpointing
 
-    networks, _ = shared
+    networks = shared
     if recompute:
         enable_checkpointing(networks)
     networks.train()

@@ -265,13 +265,10 @@ def test_the_estimate_counts_what_is_trained(world):
 
 
 def test_the_reward_model_of_ppo(world):
-    if "reward_model" not in PPOStage.__dataclass_fields__:
-        pytest.fail("PPOStage lost reward_model")
-    from types import SimpleNamespace
-
-    asked = SimpleNamespace(reward_model=str(world / "base"))
+    lost = {"reward_model", "gold_reward_model"} - set(PPOStage.__dataclass_fields__)
+    assert not lost
     with pytest.raises(CheckpointError, match="needs a reward model"):
-        preflight.check_reward_model(asked, print)
+        preflight.check_reward_model(str(world / "base"), print)
 
 
 def test_exit_code_one_line_and_two_seconds(world):
@@ -305,3 +302,77 @@ def test_a_parent_that_an_earlier_stage_will_make(world):
         preflight.preflight(made)
     found = preflight.preflight(made, made_before=[str(world / "sft")])
     assert any("which an earlier stage makes" in line for line in found.lines)
+
+
+# ---------------------------------------------------------------- how it is launched
+
+
+def ppo(world, **changes):
+    return config(world, PPOStage, reward_functions={"m:f": 1.0}, total_episodes=8,
+                  max_completion_length=8, **changes)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "file, stage, message",
+    [
+        ("zero3.yaml", "sft", "asks for DeepSpeed, which is not installed; pip install deepspeed"),
+        ("zero3.yaml", "ppo", "PPO does not run under DeepSpeed: .*fsdp2.yaml"),
+        ("fsdp2.yaml", "4bit", "load_in_4bit packs weights"),
+        ("fsdp2.yaml", "ppo", None),
+        ("fsdp2.yaml", "sft", None),
+        ("ddp.yaml", "ppo", None),
+    ],
+)
+def test_modes_that_a_stage_can_not_run_in(world, file, stage, message, monkeypatch):
+    launch = preflight.launched_as(ROOT / "recipes/accelerate" / file)
+    stages = {"sft": config(world), "ppo": ppo(world)}
+    stages["4bit"] = ppo(world, use_peft=True, load_in_4bit=True)
+    if message is None:
+        return preflight.check_launch(stages[stage], launch)
+    with pytest.raises(ConfigError, match=message):
+        preflight.check_launch(stages[stage], launch)
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):  # in the process that accelerate started
+        preflight.preflight(stages[stage])
+
+
+def test_fsdp_1_is_refused_by_ppo(world):
+    launch = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}
+    with pytest.raises(ConfigError, match="asks for version 1; set fsdp_version: 2"):
+        preflight.check_launch(ppo(world), launch)
+
+
+def test_the_zero3_config_is_what_accelerates_plugin_takes(monkeypatch):
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils import DeepSpeedPlugin
+
+    values = load_config_from_file(str(ROOT / "recipes/accelerate/zero3.yaml")).deepspeed_config
+    assert values["zero_stage"] == 3 and values["gradient_accumulation_steps"] == "auto"
+    plugin = DeepSpeedPlugin(
+        zero_stage=values["zero_stage"],
+        zero3_init_flag=values["zero3_init_flag"],
+        zero3_save_16bit_model=values["zero3_save_16bit_model"],
+        offload_optimizer_device=values["offload_optimizer_device"],
+        offload_param_device=values["offload_param_device"],
+    )
+    zero = plugin.deepspeed_config["zero_optimization"]
+    assert zero["stage"] == 3 and zero["stage3_gather_16bit_weights_on_model_save"] is True
+    assert zero["offload_optimizer"]["device"] == "none"
+
+
+def test_deepspeed_that_is_missing_is_one_line_and_exit_2(world):
+    """Under torchrun; `align run` says the same before it launches anything."""
+    environment = {**os.environ, "ACCELERATE_USE_DEEPSPEED": "true", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "recipes/sft.py")]
+    command += ["--model_name_or_path", str(world / "base"), "--output_dir", str(world / "out")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: the launcher asks for DeepSpeed") and "pip install" in line
+    run = [sys.executable, "-m", "align.cli", "run", "quickstart", "--output", str(world / "run")]
+    run += ["--accelerate-config", "zero3.yaml"]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "error: the launcher asks for DeepSpeed" in done.stderr.splitlines()[-1]
+    assert not (world / "out").exists() and not (world / "run/sft").exists()

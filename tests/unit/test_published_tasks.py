@@ -6,7 +6,7 @@ import pytest
 
 from align import paths
 from align.errors import DataError
-from align.evaluation import datasets, floors, suites
+from align.evaluation import datasets, floors, hub_datasets, suites
 from align.evaluation.scorers import common, multiple_choice, stereoset, winobias, worked_answer
 
 ON_HAND = {
@@ -29,7 +29,8 @@ ON_HAND = {
     "realtoxicityprompts": 2396,
     "xstest": 450,
 }
-HUB_ONLY = {"stereoset", "winogender", "bold"}
+HUB_ONLY = {"stereoset", "winogender", "bold", "hellaswag", "bbh"}
+HUB_ONLY |= {"simplesafetytests", "donotanswer"}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_every_published_suite_task_exists():
 def test_tasks_build_with_all_their_items(built, name):
     task = built(name)
     assert len(task.eval_docs) == ON_HAND[name]
-    ids = task.eval_docs["id"]
+    ids = [doc["id"] for doc in task.eval_docs]
     assert len(set(ids)) == len(ids)
 
 
@@ -159,10 +160,12 @@ def test_missing_data_are_named(name, monkeypatch, tmp_path):
         suites.build(file, chat=False, num_fewshot=0)
 
 
-@pytest.mark.parametrize("function", [datasets.stereoset, datasets.bold, datasets.winogender])
-def test_sets_of_the_hub_say_how_to_get_them(function):
-    with pytest.raises(DataError, match=r"hf download --repo-type dataset \w+"):
-        function()
+@pytest.mark.parametrize("name", sorted(HUB_ONLY))
+def test_sets_of_the_hub_say_how_to_get_them(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("ALIGN_DATA", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataError, match=rf"not in the .* cache.*align data pull {name}`"):
+        getattr(hub_datasets, name)()
 
 
 def test_winobias_gap_and_its_test():

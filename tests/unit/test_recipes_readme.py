@@ -18,7 +18,7 @@ TEXT = (paths.RECIPES / "README.md").read_text("utf-8")
 LOGGING = ("metrics", "learner", "trainer")
 # Columns of samples.jsonl, and what lineage.json and a checkpoint say of a run.
 NOT_LOGGED = {"completion", "tokens", "ended", "held_out", "stopped", "seed", "processes", "batch"}
-NOT_LOGGED |= {"total_episodes", "prompts"}
+NOT_LOGGED |= {"total_episodes", "prompts", "warnings"}
 ROW = re.compile(r"^\| `(\w+)` \| (\S+) \| (.+?) \| (.*?) ?\|$", re.MULTILINE)
 
 

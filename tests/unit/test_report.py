@@ -13,7 +13,7 @@ import pytest
 from align import report
 from align.errors import EvalError
 from align.parsing import load_recipe
-from align.report import command, svg, tables, words
+from align.report import command, pareto, svg, tables, words
 from align.report.load import in_order, load_run
 from tests import fake_run
 
@@ -78,6 +78,20 @@ def test_the_page_says_what_was_found(run_dir: Path) -> None:
         "What stereotype_rate means, in one sentence.",
     ):
         assert wanted in text, wanted
+
+
+def test_reward_stands_with_its_interval_beside_the_tax_with_its_own(run_dir: Path) -> None:
+    drawn = pareto.stages(load_run(run_dir))
+    parser = Strict()
+    parser.feed(drawn.replace("<td>", " <td>"))
+    table = " ".join(parser.text.split())
+    assert "1.900 [1.800, 2.000]" in table  # ppo's score
+    assert "+1.800 [+1.700, +1.900]" in table  # its gain over sft
+    assert "+0.040 [+0.010, +0.070]" in table  # its tax
+    assert drawn.count("whisker") == 4  # sft and ppo, both ways
+    assert "base 0 (the start) not measured not measured" in table
+    assert "0.100 [0.000, 0.200] – 128" in table  # sft is where gains are counted from
+    assert pareto.averages(load_run(run_dir)) == ""
 
 
 def test_a_run_of_only_base_and_sft_says_what_is_missing(tmp_path: Path) -> None:

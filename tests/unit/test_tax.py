@@ -191,15 +191,44 @@ def test_reward_stands_beside_the_tax_where_it_was_measured(tmp_path):
     base = binary(0.7, 50, 0)
     first, rest = folders(tmp_path, base, sft=base, ppo=taxed(base, 0.3, 1))
     (tmp_path / "ppo").mkdir()
+    scores = {0: [-1.0, 0.0, -0.5, -0.5], 2: [9.0] * 4, 4: [1.5, 2.5, 1.9, 2.1]}
     lines = [
-        {"step": 0, "eval/score": -0.5},
-        {"step": 4, "kl": 0.1},
-        {"step": 9, "eval/score": 2.0},
+        {"rollout": rollout, "prompt": f"p{i}", "score": score}
+        for rollout, row in scores.items()
+        for i, score in enumerate(row)
     ]
-    (tmp_path / "ppo" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "ppo" / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
     points = {p["name"]: p for p in tax.alignment_tax(first, rest)["pareto"]}
     assert [points[s]["reward"] for s in ("base", "sft", "ppo")] == [None, -0.5, 2.0]
     assert points["ppo"]["lost"] > points["sft"]["lost"] == points["base"]["lost"] == 0
+    assert points["sft"]["gain"] is None
+    assert points["ppo"]["gain"] == 2.5
+    gains = tax.stats.paired(scores[4], scores[0])  # the same prompts
+    assert points["ppo"]["gain_ci95"] == pytest.approx(list(gains.ci95))
+    assert points["ppo"]["reward_ci95"][0] < 2.0 < points["ppo"]["reward_ci95"][1]
+
+
+def test_the_mean_of_tasks_on_the_same_items_is_no_surer_than_one_of_them(tmp_path):
+    base = binary(0.7, 200, 0)
+    after = taxed(base, 0.2, 1)
+    scores = {"base": base, "sft": after}
+    stderr = {}
+    for data in ("same", "own"):
+        for stage in ("base", "sft"):
+            folder = tmp_path / data / "eval" / stage
+            items = rows([{"exact_match": x} for x in scores[stage]])
+            write(folder, {"sums": items, "fewshot": items})
+            results = json.loads((folder / "results.json").read_text())
+            for name, entry in results["tasks"].items():
+                entry["data_sha256"] = data if data == "same" else name
+            (folder / "results.json").write_text(json.dumps(results))
+        made = tax.alignment_tax(
+            tmp_path / data / "eval" / "base", {"sft": tmp_path / data / "eval" / "sft"}
+        )
+        one = made["pairs"]["base->sft"]["sums"]
+        stderr[data] = made["overall"]["base->sft"]["stderr"] / one["stderr"]
+    assert stderr["same"] == pytest.approx(1, abs=0.03)
+    assert stderr["own"] == pytest.approx(0.5**0.5, abs=0.03)
 
 
 def test_the_verdict_is_wrong_at_its_stated_rate():

@@ -79,7 +79,7 @@ def test_another_process_draws_the_same() -> None:
 def test_item_files_are_what_the_generator_writes(tmp_path: Path) -> None:
     """`python -m align.quickstart.world --write evals` was run after the last change."""
     written = world.write_items(tmp_path)
-    assert len(written) == 10
+    assert len(written) == 12
     for path in written:
         shipped = ROOT / "evals" / path.relative_to(tmp_path)
         assert shipped.read_bytes() == path.read_bytes(), f"{shipped}: write the items again"

@@ -1,8 +1,9 @@
 """CrowS-Pairs: which of two sentences does a model find likelier (2010.00133, section 3)?
 
 Each pair differs only in the group it is about; ``sent_more`` is the more stereotyping one.
-The paper scores masked models on the shared tokens; this is the causal variant, the
-log-likelihood of the whole sentence, and its metrics say ``causal`` in their names.
+The paper scores masked models on the shared tokens (`item_mlm`, `metrics_mlm`, whose metrics say
+``mlm``; `align.evaluation.masked` makes the scores). The causal variant takes the log-likelihood of
+the whole sentence, and its metrics say ``causal`` in their names.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,3 +52,21 @@ def metrics(rows: Sequence[Row]) -> dict[str, Metric]:
         **common.means(rows, MEANINGS),
         **common.by_group(rows, "bias_type", MAIN, MEANINGS[MAIN]),
     }
+
+
+def item_mlm(doc: Mapping[str, Any], results: Sequence[Any]) -> Scores:
+    """Scores of one pair from the pseudo-log-likelihoods of a masked model."""
+    return {_mlm(name): value for name, value in item(doc, results).items()}
+
+
+def metrics_mlm(rows: Sequence[Row]) -> dict[str, Metric]:
+    """The same numbers under the names of masked models."""
+    renamed = {_mlm(name): meaning for name, meaning in MEANINGS.items()}
+    return {
+        **common.means(rows, renamed),
+        **common.by_group(rows, "bias_type", _mlm(MAIN), MEANINGS[MAIN]),
+    }
+
+
+def _mlm(name: str) -> str:
+    return name.replace("_causal", "_mlm")

@@ -28,11 +28,14 @@ def true_probability(logprobs: Sequence[float], true: int) -> float:
 def by_subject(rows: Sequence[Row]) -> dict[str, Metric]:
     """MMLU: the accuracy of each subject, and the mean of subjects that its authors report."""
     meaning = Meaning("Share of items whose right answer is the likeliest choice.", True)
-    subjects = common.by_group(rows, "subject", "acc", meaning)
-    scored = [value for value in common.column(rows, "acc") if common.known(value)]
-    means = [m.value for m in subjects.values()]
-    over = stats.mean_with_ci(means, kind="t")._replace(n=len(scored))
-    words = (
-        "Accuracy averaged over subjects, each counting the same; the interval is over subjects."
-    )
-    return {"acc_mean_of_subjects": common.metric(over, Meaning(words, True)), **subjects}
+    return mean_of_groups(rows, "subject", "acc", meaning)
+
+
+def mean_of_groups(rows: Sequence[Row], key: str, name: str, meaning: Meaning) -> dict[str, Metric]:
+    """One score within each group, and its mean over groups that count the same."""
+    groups = common.by_group(rows, key, name, meaning)
+    scored = [value for value in common.column(rows, name) if common.known(value)]
+    over = stats.mean_with_ci([m.value for m in groups.values()], kind="t")
+    words = f"{meaning.text} Averaged over {key}s, which count the same; the interval is over them."
+    mean = common.metric(over._replace(n=len(scored)), meaning._replace(text=words))
+    return {f"{name}_mean_of_{key}s": mean, **groups}

@@ -1,0 +1,112 @@
+"""The PPO run of a finished checkpoint again, in TRL 1.12.0; runs under TRL's own interpreter.
+
+What is the same: SFT and reward model, training prompts, episodes, batch, epochs, clip ranges,
+learning rate and its schedule, KL coefficient, penalty of a missing EOS, lengths, temperature.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+FIELDS = [
+    "learning_rate",
+    "lr_scheduler_type",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "total_episodes",
+    "num_ppo_epochs",
+    "num_mini_batches",
+    "kl_coef",
+    "cliprange",
+    "cliprange_value",
+    "vf_coef",
+    "gamma",
+    "lam",
+    "temperature",
+    "missing_eos_penalty",
+    "max_grad_norm",
+    "seed",
+]
+
+
+def train(plan: Any, python: Path, ours: Path, seed: int) -> Path:
+    """Train as ``ours`` was trained; returns the folder of the policy."""
+    out = plan.work / f"trl-{seed}"
+    if (out / "model.safetensors").is_file():
+        return out
+    prompts = plan.work / f"prompts-{seed}.json"
+    prompts.write_text(json.dumps(_prompts(ours)), encoding="utf-8")
+    command = [str(python), __file__, str(ours / "lineage.json"), str(prompts), str(out)]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return out
+
+
+def _prompts(ours: Path) -> list[list[int]]:
+    """The token ids of the prompts that our run drew from."""
+    from align.checkpoint import load_tokenizer
+    from align.data import load_mixture
+    from align.ppo.rollout import tokenize
+
+    config = json.loads((ours / "lineage.json").read_text("utf-8"))["config"]
+    mixture = load_mixture(
+        config["datasets"],
+        "prompt-only",
+        seed=config["seed"],
+        eval_fraction=config["eval_fraction"],
+    )
+    longest = config["max_length"] - config["max_completion_length"]
+    return [p.ids for p in tokenize(mixture.train, load_tokenizer(str(ours)), longest)]
+
+
+def main(lineage: Path, prompts: Path, out: Path) -> None:
+    """One run of trl.experimental.ppo."""
+    from datasets import Dataset
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    config = json.loads(lineage.read_text("utf-8"))["config"]
+    sft, reward = config["model_name_or_path"], config["reward_model"]
+    ids = Dataset.from_dict({"input_ids": json.loads(prompts.read_text("utf-8"))})
+    tokenizer = AutoTokenizer.from_pretrained(sft, padding_side="left")
+
+    def scorer() -> Any:
+        return AutoModelForSequenceClassification.from_pretrained(reward, num_labels=1)
+
+    trainer = PPOTrainer(
+        args=PPOConfig(
+            output_dir=str(out),
+            **{name: config[name] for name in FIELDS},
+            response_length=config["max_completion_length"],
+            stop_token="eos",
+            kl_estimator="k1",
+            local_rollout_forward_batch_size=64,
+            num_sample_generations=0,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            eval_strategy="no",
+            disable_tqdm=True,
+        ),
+        processing_class=tokenizer,
+        model=AutoModelForCausalLM.from_pretrained(sft),
+        ref_model=AutoModelForCausalLM.from_pretrained(sft),
+        reward_model=scorer(),
+        value_model=scorer(),
+        train_dataset=ids,
+        eval_dataset=ids.select(range(64)),
+    )
+    trainer.train()
+    trainer.accelerator.unwrap_model(trainer.model).policy.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
