@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from align import __version__, paths
-from align.errors import ConfigError, Interrupted, run_main
+from align.errors import ConfigError, Interrupted, is_main_process, run_main
 from align.guards import RESUME
 
 OVERVIEW = """\
@@ -158,22 +158,31 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 # ---------------------------------------------------------------- eval
 
 
-def command_eval(args: list[str]) -> None:
+def command_eval(args: list[str]) -> int | None:
     """``align eval``."""
     if args[:1] == ["selftest"]:
-        return _selftest(args[1:])
+        _selftest(args[1:])
+        return None
     options = _eval_parser().parse_args(args)
     if _is_sweep(options):
-        return _sweep(options)
+        _sweep(options)
+        return None
+    from align.evaluation.export import export
     from align.evaluation.gates import check_gates, parse_gate
     from align.evaluation.look import look
+    from align.evaluation.processes import launch, leave, started_by_a_launcher
+    from align.evaluation.results import legend
     from align.evaluation.results import table as results_table
+    from align.evaluation.start import quick_imports
 
     gates = [parse_gate(text) for text in options.gate]
     models = [options.model or newest_checkpoint(), *options.baseline]
     for model in models:
         look(model, options.suite, options.include_path)
-    from align.evaluation.run import evaluate
+    if options.processes > 1 and not started_by_a_launcher():
+        return launch(options.processes, args)
+    with quick_imports():
+        from align.evaluation.run import evaluate
 
     outputs = [options.output, *[None] * len(options.baseline)]
     outputs = [folder or _eval_folder(m) for folder, m in zip(outputs, models, strict=True)]
@@ -192,6 +201,9 @@ def command_eval(args: list[str]) -> None:
         )
         for model, output in zip(models, outputs, strict=True)
     ]
+    leave()
+    if not is_main_process():
+        return None
     tax = _eval_tax(models, outputs) if options.baseline else None
     if options.json:
         content = results[0] if tax is None else {**results[0], "tax": tax}
@@ -203,9 +215,16 @@ def command_eval(args: list[str]) -> None:
             from align.evaluation.tax import table as tax_table
 
             print(tax_table(tax))
-        print(f"results: {_shown(outputs[0] / 'results.json')}")
+        print(f"results: {_shown(outputs[0] / 'results.json')}\n")
+        print(legend(results))
+    for path in export(outputs[0], options.export) if options.export else []:
+        print(f"exported: {_shown(path)}", file=sys.stderr)
     for line in check_gates(results[0], tax, gates):
         print(line, file=sys.stderr)
+    return None
+
+
+EXPORTS = ("lm-eval", "every-eval-ever")
 
 
 def _eval_parser() -> Parser:
@@ -218,10 +237,12 @@ def _eval_parser() -> Parser:
     parser.add_argument("--num-fewshot", type=_shots, help="worked examples (default: the task's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling and choice of items")
     parser.add_argument("--batch-size", type=_batch_size, default="auto", help="number or auto")
+    parser.add_argument("--processes", type=_positive, default=1, help="share the work among N")
     parser.add_argument("--toxicity-model", default="quickstart", help="or Hub id[#LABEL]")
     parser.add_argument("--include-path", type=Path, help="folder with task YAMLs of your own")
     parser.add_argument("--allow-missing", action="store_true", help="go on without missing data")
     parser.add_argument("--gate", action="append", default=[], help='e.g. "tax<1.0pp"; else exit 1')
+    parser.add_argument("--export", action="append", default=[], choices=EXPORTS, help="repeatable")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     sweep = parser.add_argument_group("weight averages of --model (α = 1) and another (α = 0)")
     sweep.add_argument("--average-with", metavar="M", help="checkpoint at α = 0: SFT")
@@ -244,7 +265,7 @@ def _is_sweep(options: argparse.Namespace) -> bool:
     """Whether averages are asked for.
 
     Raises:
-        ConfigError: an option that only averages have, or one that they don't.
+        ConfigError: an option that only averages have, or one that they don't take.
     """
     if options.average_with is None:
         for name in ("alpha", "reward_model"):
@@ -257,6 +278,8 @@ def _is_sweep(options: argparse.Namespace) -> bool:
             f"--average-with needs one --baseline and takes no --gate; got {len(options.baseline)} "
             f"and {len(options.gate)}"
         )
+    if options.processes > 1 or options.export:
+        raise ConfigError("--average-with takes neither --processes nor --export; leave them out")
     return True
 
 

@@ -1,6 +1,15 @@
-"""Batches as large as memory allows, and smaller ones when it does not."""
+"""Batches as large as memory allows, and smaller ones when it does not.
 
-from collections.abc import Callable
+A row's numbers must not depend on the batch that it is in: neither on its size, nor on what a
+killed run had answered before, nor on how many processes share the work. Two things make them:
+attention adds up in another order when rows are padded to another length, and a matrix product
+takes another path below 16 rows (MKL, float32: measured for widths of 64 to 4,096). So rows are
+padded to a length that follows from their own (`padded_length`), only rows of one shape share a
+batch (`by_shape`), and small batches get company (`with_company`). Then results are equal bit by
+bit on CPUs; libraries for GPUs choose by the whole shape, and results differ there by rounding.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -11,6 +20,8 @@ T = TypeVar("T")
 TOKENS_ON_CPU = 16_384  # tokens that a batch keeps in its KV cache
 TOKENS_ON_GPU = 131_072
 SCORING_SHARE = 0.25  # of that for scoring; smaller batches fit the processor's caches
+COMPANY = 16  # rows of a matrix product from which on each is computed the same way
+STEM = 16  # what shared contexts are padded to a multiple of
 MAX_LOGITS = 32_000_000  # floats of logits alive at once
 
 
@@ -97,3 +108,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError) or (
         "out of memory" in text or "can't allocate memory" in text
     )
+
+
+def padded_length(tokens: int, least: int = 4) -> int:
+    """The length that so many tokens are padded to: 4, 8, 16, 32, 48, …"""
+    while least < STEM and least < tokens:
+        least *= 2
+    return least if tokens <= least else -(-tokens // STEM) * STEM
+
+
+def by_shape(rows: Iterable[T], length_of: Callable[[T], int]) -> Iterator[tuple[int, list[T]]]:
+    """(length, the rows padded to it), longest first."""
+    groups: dict[int, list[T]] = {}
+    for row in rows:
+        groups.setdefault(length_of(row), []).append(row)
+    yield from sorted(groups.items(), reverse=True)
+
+
+def with_company(
+    rows: list[tuple[int, ...]], length: int, device: torch.device
+) -> list[tuple[int, ...]]:
+    """The rows and, on a CPU, copies of the first until they hold a multiple of 16 tokens."""
+    lacking = -len(rows) % max(1, COMPANY // length) if device.type == "cpu" else 0
+    return rows + rows[:1] * lacking

@@ -14,7 +14,7 @@ from typing import Any
 from align.data.cards import load_card
 from align.data.sources import data_files, rows_of
 from align.errors import DataError
-from align.evaluation.embedded import read_jsonl
+from align.evaluation.embedded import Items, read_jsonl
 
 Row = dict[str, Any]
 Splits = dict[str, Any]
@@ -322,6 +322,4 @@ def _test(rows: Iterable[Row]) -> Splits:
 
 
 def _dataset(rows: Iterable[Row]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_list(list(rows))
+    return Items(rows)

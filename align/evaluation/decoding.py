@@ -1,7 +1,8 @@
 """Greedy and sampled completions in batches whose finished rows leave.
 
 A sample's randomness is its own: row r draws from a generator seeded by (seed, prompt, sample
-index), so that neither batch size nor order nor its neighbours change it.
+index), so that neither batch size nor order nor its neighbours change it. Nor do they change the
+probabilities that it draws from, on a CPU: see `batching`.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import torch
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from align.errors import EvalError
+from align.evaluation.batching import COMPANY
 from align.evaluation.kv import buffered, expanded, is_shareable
 from align.evaluation.sharing import common_prefix
 
@@ -145,74 +147,91 @@ class Stops:
         return str(text)
 
 
+class Head(NamedTuple):
+    """What all prompts of a task begin with: tokens, and their KV cache (one row) or None."""
+
+    length: int
+    cache: Any
+
+
 @torch.inference_mode()
 def generate(
     lm: "PrefixLM",
+    head: Head,
     prompts: list[list[int]],
     copies: list[int],
     seeds: list[int],
     how: Settings,
+    length: int,
 ) -> list[str]:
     """``copies[p]`` completions of each prompt, in order.
 
-    1. Prefill what all prompts begin with once, then every prompt, padded left.
+    ``length``: what the prompts behind the head are padded to, more than any of them has (so that
+    the mask always has a hole: transformers leaves out one without, which changes roundings).
+
+    1. Prefill every prompt behind the head, padded left.
     2. Repeat each prompt's cache for its copies.
     3. Pick, append, and let finished rows leave once enough of them are done.
     """
     device = lm.device
     stops = Stops(lm.tokenizer, lm.eos_ids, how.until)
     # 1.
-    out, mask = _prefill(lm, prompts)
+    out, mask = _prefill(lm, head, prompts, length)
     # 2.
-    owner = torch.tensor([p for p, n in enumerate(copies) for _ in range(n)], device=device)
+    owners = _accompanied([p for p, n in enumerate(copies) for _ in range(n)], device)
+    owner = torch.tensor(owners, device=device)
     cache = buffered(out.past_key_values, owner, how.max_new_tokens)
     logits = out.logits[:, -1].index_select(0, owner)
     position = torch.tensor([len(p) for p in prompts], device=device).index_select(0, owner)
-    mask = mask.index_select(0, owner) if mask is not None else None
+    mask = mask.index_select(0, owner)
     u = uniforms(seeds, how.max_new_tokens).to(device) if how.temperature else None
     # 3.
     written: list[list[int]] = [[] for _ in seeds]
-    live = list(range(len(seeds)))  # row of the batch -> completion
+    live = list(range(len(seeds)))  # row of the batch -> completion; what follows is company
     over = [False] * len(seeds)
     for step in range(how.max_new_tokens):
-        rows = torch.tensor(live, device=device)
+        rows = torch.tensor(live + live[:1] * (len(logits) - len(live)), device=device)
         chosen = pick(logits, how, u[rows, step] if u is not None else None)
-        for completion, token in zip(live, chosen.tolist(), strict=True):
+        for completion, token in zip(live, chosen.tolist(), strict=False):
             if not over[completion]:
                 written[completion].append(token)
                 over[completion] = stops(written[completion])
         kept = [r for r, completion in enumerate(live) if not over[completion]]
         if not kept or step + 1 == how.max_new_tokens:
             break
-        if len(kept) <= COMPACT_AT * len(live):
-            index = torch.tensor(kept, device=device)
+        if len(kept) <= COMPACT_AT * len(live) and len(_accompanied(kept, device)) < len(logits):
+            index = torch.tensor(_accompanied(kept, device), device=device)
             for layer in cache.layers:
                 layer.select(index)
-            chosen, position = chosen[index], position[index]
-            mask = mask[index] if mask is not None else None
+            chosen, position, mask = chosen[index], position[index], mask[index]
             live = [live[r] for r in kept]
-        if mask is not None:
-            mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         out = _step(lm, chosen[:, None], position[:, None], mask, cache, keep=1)
         logits, position = out.logits[:, -1], position + 1
     return [stops.text(tokens) for tokens in written]
 
 
-def _prefill(lm: "PrefixLM", prompts: list[list[int]]) -> tuple[Any, torch.Tensor | None]:
-    """(output of the model, mask (B, T) of real tokens or None without padding)."""
-    device, shared = lm.device, shared_prefix(prompts)
-    cache = lm._trunk(tuple(prompts[0][:shared]))
-    shared = shared if cache is not None else 0
-    rests = [p[shared:] for p in prompts]
-    longest = max(map(len, rests))
-    pad = [longest - len(r) for r in rests]
+def _accompanied(rows: list[int], device: torch.device) -> list[int]:
+    """Rows of one token each, with the company that a CPU needs (see `batching`)."""
+    return rows + rows[:1] * (-len(rows) % COMPANY if device.type == "cpu" else 0)
+
+
+def _prefill(
+    lm: "PrefixLM", head: Head, prompts: list[list[int]], length: int
+) -> tuple[Any, torch.Tensor]:
+    """(output of the model, mask (B, head + length) True on real tokens)."""
+    device = lm.device
+    rests = [p[head.length :] for p in prompts]
+    pad = [length - len(r) for r in rests]
     tokens = torch.tensor([[0] * n + r for n, r in zip(pad, rests, strict=True)], device=device)
     before = torch.tensor(pad, device=device)[:, None]
-    places = torch.arange(longest, device=device) - before  # (B, T), negative on padding
-    head = places.new_ones(len(prompts), shared, dtype=torch.bool)
-    mask = torch.cat([head, places >= 0], dim=1) if any(pad) else None
-    positions = places.clamp(min=0) + shared
-    out = _step(lm, tokens, positions, mask, expanded(cache, len(prompts)), keep=1)
+    places = torch.arange(length, device=device) - before  # (B, T), negative on padding
+    mask = torch.cat(
+        [places.new_ones(len(prompts), head.length, dtype=torch.bool), places >= 0], dim=1
+    )
+    positions = places.clamp(min=0) + head.length
+    cache, keep = expanded(head.cache, len(prompts)), -(-COMPANY // len(prompts))
+    out = _step(lm, tokens, positions, mask, cache, keep=keep)
     if not is_shareable(out.past_key_values):
         raise EvalError(
             f"{type(lm.model).__name__} keeps a cache that can't be repeated row by row; "

@@ -6,7 +6,7 @@ to an item is left out; one that applies but has no score is None (unscored).
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,33 @@ Loglikelihoods = Sequence[tuple[float, bool]]
 
 def load_items(config_source: str, **_: Any) -> dict[str, Any]:
     """lm-eval's ``custom_dataset``: items.jsonl and fewshot.jsonl beside the task's YAML file."""
-    from datasets import Dataset
-
     folder = Path(config_source).parent
     splits = {"test": folder / "items.jsonl", "fewshot": folder / "fewshot.jsonl"}
-    return {name: Dataset.from_list(read_jsonl(path)) for name, path in splits.items()}
+    return {name: Items(read_jsonl(path)) for name, path in splits.items()}
+
+
+class Items(Sequence[dict[str, Any]]):
+    """The rows of a split, as much of a `datasets.Dataset` as lm-eval and our tasks ask of one.
+
+    Every row has every field, None where the file leaves it out. The real thing takes half a
+    second to import, and turns an integer into a float when another row has a float there.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        given = list(rows)
+        self.features: dict[str, None] = dict.fromkeys(key for row in given for key in row)
+        self.rows = [{key: row.get(key) for key in self.features} for row in given]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: Any) -> Any:
+        """One row, or a column by its name."""
+        return [row[which] for row in self.rows] if isinstance(which, str) else self.rows[which]
+
+    def select(self, places: Iterable[int]) -> "Items":
+        """Some of the rows."""
+        return Items([self.rows[i] for i in places])
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ and finished completions leave the batch.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,20 +19,18 @@ from lm_eval.models.utils import has_bos_prefix, resolve_max_length
 from transformers import PreTrainedModel
 
 from align.errors import EvalError
-from align.evaluation import decoding
-from align.evaluation.batching import Batcher, Cost
-from align.evaluation.kv import expanded, is_shareable, selected, takes
-from align.evaluation.sharing import Branch, plan
+from align.evaluation import decoding, likelihoods
+from align.evaluation.batching import (
+    STEM,
+    Batcher,
+    Cost,
+    by_shape,
+    padded_length,
+)
+from align.evaluation.kv import is_shareable, takes
+from align.evaluation.likelihoods import Encoded
 
-Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
 MAX_COPIES = 32  # samples of one prompt that are generated together
-
-
-class Unique(NamedTuple):
-    """One model input and the requests that it answers."""
-
-    tokens: tuple[int, ...]
-    requests: list[int]
 
 
 class Job(NamedTuple):
@@ -40,6 +39,10 @@ class Job(NamedTuple):
     context: str
     settings: dict[str, Any]
     sample: int = 0
+
+    def key(self) -> tuple[str, str, int]:
+        """What its answer is kept under."""
+        return self.context, json.dumps(self.settings, sort_keys=True), self.sample
 
 
 class PrefixLM(TemplateLM):
@@ -76,6 +79,7 @@ class PrefixLM(TemplateLM):
         vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self.batches = Batcher(model.device, batch_size, vocabulary)
         self._shares: bool | None = None
+        self.skip: Callable[[str, Any], bool] = lambda kind, request: False
         self._encoded: dict[str, list[int]] = {}
         self._prefix_text = tokenizer.decode(self.prefix_token_id)
 
@@ -175,151 +179,43 @@ class PrefixLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[Encoded], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """(sum of log-probabilities, is it the greedy continuation) of each request.
+        """(sum of log-probabilities, is it the greedy continuation) of each request."""
+        return likelihoods.score(self, requests)
 
-        1. Cut each context + continuation from the left to the model's context, as lm-eval does.
-        2. Requests that differ in their last token only are one input.
-        3. Find the prefixes worth computing once. 4. Score branch by branch in batches.
-        """
-        answers: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
-        unique = self._unique(requests)
-        limits = [self._first_needed(u, requests) for u in unique]
-        for trunk in plan([u.tokens for u in unique], limits):
-            cache = self._trunk(unique[trunk.branches[0].rows[0]].tokens[: trunk.depth])
-            depth = trunk.depth if cache is not None else 0
-            by_length = sorted(
-                trunk.branches, key=lambda b: -max(len(unique[i].tokens) for i in b.rows)
-            )
-            fits = [self._fits(b, unique, limits) for b in by_length]
-            shared = [b for b, fit in zip(by_length, fits, strict=True) if fit]
-            alone = [b for b, fit in zip(by_length, fits, strict=True) if not fit]
-            loose = [Branch(depth, [i]) for b in alone for i in b.rows]
-            for branches in (loose, shared):
+    def skipped(self, request: Encoded) -> bool:
+        """True for what need not be answered."""
+        return request[0] is not None and self.skip("loglikelihood", request[0])
 
-                def score(batch: list[Branch], depth: int = depth, cache: Any = cache) -> None:
-                    self._score(batch, depth, cache, unique, limits, requests, answers)
+    def can_share(self) -> bool:
+        """True if the model's KV cache can be repeated row by row; found out once."""
+        if self._shares is None:
+            cache = self.forward([[self.prefix_token_id]], 0, None, None, keep=1)[1]
+            self._shares = is_shareable(cache)
+        return self._shares
 
-                self.batches.run(branches, partial(self._cost, unique, limits), score)
-        return answers
-
-    def _unique(self, requests: list[Encoded]) -> list[Unique]:
-        """Steps 1 and 2."""
-        unique: dict[tuple[int, ...], Unique] = {}
-        for i, (_, context, continuation) in enumerate(requests):
-            if not 0 < len(continuation) <= self.max_length:
-                raise EvalError(
-                    f"a continuation has {len(continuation)} tokens; it must have 1 to "
-                    f"{self.max_length}, the model's context"
-                )
-            full = (*context, *continuation)
-            self.truncated += len(full) > self.max_length + 1
-            tokens = full[-(self.max_length + 1) :][:-1]
-            unique.setdefault(tokens, Unique(tokens, [])).requests.append(i)
-        return list(unique.values())
-
-    @staticmethod
-    def _first_needed(row: Unique, requests: list[Encoded]) -> int:
-        """The first position whose prediction is asked for."""
-        return len(row.tokens) - max(len(requests[i][2]) for i in row.requests)
-
-    def _trunk(self, tokens: tuple[int, ...]) -> Any:
+    def trunk(self, tokens: tuple[int, ...]) -> Any:
         """KV cache (one row) of a shared prefix, None where there is nothing to share."""
-        if not tokens or self._shares is False:
+        if not tokens or not self.can_share():
             return None
-        cache = self._forward([tokens], 0, None, None, keep=1)[1]
-        self._shares = is_shareable(cache)
-        return cache if self._shares else None
+        return self.forward([tokens], 0, None, None, keep=1)[1]
 
-    @staticmethod
-    def _cost(unique: list[Unique], limits: list[int], branch: Branch) -> Cost:
-        """What a branch takes, its share of the cache included."""
-        lengths = [len(unique[i].tokens) for i in branch.rows]
-        kept = max(n - limits[i] for n, i in zip(lengths, branch.rows, strict=True))
-        return Cost(len(lengths), max(lengths), len(lengths) * max(lengths), kept)
-
-    def _fits(self, branch: Branch, unique: list[Unique], limits: list[int]) -> bool:
-        """True if a branch shares something and is small enough for one batch."""
-        alone = len(branch.rows) == 1 or self._shares is False
-        return not alone and not self.batches.too_large(self._cost(unique, limits, branch))
-
-    def _score(
-        self,
-        batch: list[Branch],
-        depth: int,
-        cache: Any,
-        unique: list[Unique],
-        limits: list[int],
-        requests: list[Encoded],
-        answers: list[tuple[float, bool]],
-    ) -> None:
-        """Score the rows of some branches of one trunk whose cache is ``depth`` tokens long."""
-        # 1. The branches' own tokens, one row each.
-        mask = None
-        if batch[0].depth > depth and len(batch[0].rows) > 1:
-            stems = [unique[b.rows[0]].tokens[depth : b.depth] for b in batch]
-            cache = self._forward(stems, depth, expanded(cache, len(batch)), None, keep=1)[1]
-            if self._shares is None:
-                self._shares = is_shareable(cache)
-            if not self._shares:
-                loose = [Branch(depth, [i]) for b in batch for i in b.rows]
-                return self.batches.run(
-                    loose,
-                    partial(self._cost, unique, limits),
-                    lambda b: self._score(b, depth, None, unique, limits, requests, answers),
-                )
-            mask = _past_mask([len(s) for s in stems], depth, self._device)
-            index = [g for g, b in enumerate(batch) for _ in b.rows]
-            cache = selected(cache, torch.tensor(index, device=self._device))
-            mask = mask[index] if mask is not None else None
-        else:
-            cache = expanded(cache, len(batch))
-        # 2. What follows, one row a leaf.
-        starts = [b.depth for b in batch for _ in b.rows]
-        leaves = [i for b in batch for i in b.rows]
-        tails = [unique[i].tokens[s:] for i, s in zip(leaves, starts, strict=True)]
-        longest = max(map(len, tails))
-        keep = longest - min(limits[i] - s for i, s in zip(leaves, starts, strict=True))
-        logits, _ = self._forward(tails, starts, cache, mask, keep=keep)
-        # 3. Log-probabilities where they are asked for.
-        offset = longest - logits.shape[1]
-        for row, i in enumerate(leaves):
-            end = len(tails[row]) - offset
-            self._answer(logits[row, :end].float(), unique[i], requests, answers)
-        return None
-
-    def _answer(
-        self,
-        logits: torch.Tensor,  # (T, V), the last row predicts the last token
-        row: Unique,
-        requests: list[Encoded],
-        answers: list[tuple[float, bool]],
-    ) -> None:
-        """Fill in the answers to all requests of one input."""
-        longest = max(len(requests[i][2]) for i in row.requests)
-        logits = logits[-longest:]
-        norm, best = logits.logsumexp(-1), logits.argmax(-1)
-        for i in row.requests:
-            continuation = torch.tensor(requests[i][2], device=logits.device)
-            n = len(continuation)
-            picked = logits[-n:].gather(1, continuation[:, None])[:, 0] - norm[-n:]
-            answers[i] = (float(picked.sum()), bool((best[-n:] == continuation).all()))
-            if requests[i][0] is not None:
-                self.cache_hook.add_partial("loglikelihood", requests[i][0], answers[i])
-
-    def _forward(
+    def forward(
         self,
         rows: Sequence[Sequence[int]],
         starts: int | list[int],
         cache: Any,
         past_mask: torch.Tensor | None,
         keep: int,
+        length: int | None = None,
     ) -> tuple[torch.Tensor, Any]:
-        """(logits of the last ``keep`` positions, cache) of right-padded rows after a cache.
+        """(logits of each row's last ``keep`` tokens, cache) of right-padded rows after a cache.
+
+        ``length``: what the rows are padded to; default: the longest.
 
         ``past_mask`` (B, S) is True where the cache holds a real token; None: everywhere. Padding
         on the right needs no mask, because attention is causal.
         """
-        longest = max(map(len, rows))
+        longest = length or max(map(len, rows))
         tokens = torch.tensor(
             [[*r, *([0] * (longest - len(r)))] for r in rows], device=self._device
         )
@@ -332,10 +228,28 @@ class PrefixLM(TemplateLM):
             extra["position_ids"] = (first + torch.arange(longest, device=self._device)).expand(
                 len(rows), longest
             )
-        if self._takes_keep:
-            extra["logits_to_keep"] = keep
-        out = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, **extra)
-        return out.logits[:, -keep:], out.past_key_values
+        ends = torch.tensor([len(r) for r in rows], device=self._device)[:, None]
+        places = (ends + torch.arange(-keep, 0, device=self._device)).clamp(min=0)  # (B, keep)
+        with self._only_logits_at(places):
+            out = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, **extra)
+        return out.logits, out.past_key_values
+
+    @contextmanager
+    def _only_logits_at(self, places: torch.Tensor) -> Iterator[None]:
+        """Let the model's last layer see the positions (B, K) only: it is the most expensive one.
+
+        ``logits_to_keep`` takes the same positions for all rows, which padded rows don't have.
+        """
+
+        def select(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            hidden = args[0]  # (B, T, H)
+            return (hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1])),)
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(select)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     # ------------------------------------------------------------ generating
 
@@ -372,40 +286,41 @@ class PrefixLM(TemplateLM):
             encoded[context] = tokens[-room:]
         most = MAX_COPIES if self.batches.size == "auto" else int(self.batches.size)
         units = [
-            (context, members[at : at + most])
+            (context, asked[at : at + most])
             for context, members in sorted(prompts.items(), key=lambda p: (-len(encoded[p[0]]), p))
-            for at in range(0, len(members), most)
+            for asked in [[i for i in members if not self.skip("generate", jobs[i].key())]]
+            for at in range(0, len(asked), most)
         ]
+        if not units:
+            return []
+        shared = decoding.shared_prefix(list(encoded.values()))
+        cache = self.trunk(tuple(encoded[units[0][0]][:shared]))
+        head = decoding.Head(shared if cache is not None else 0, cache)
         done: list[tuple[int, str]] = []
 
-        def run(batch: list[tuple[str, list[int]]]) -> None:
+        def run(batch: list[tuple[str, list[int]]], length: int) -> None:
             rows = [(context, i) for context, members in batch for i in members]
             texts = decoding.generate(
                 self,
+                head,
                 [encoded[context] for context, _ in batch],
                 [len(members) for _, members in batch],
                 [decoding.seed_of(self.seed, c, jobs[i].sample) for c, i in rows],
                 settings,
+                length,
             )
-            for (context, i), text in zip(rows, texts, strict=True):
+            for (_, i), text in zip(rows, texts, strict=True):
                 done.append((i, text))
-                kind = json.dumps(jobs[i].settings, sort_keys=True)
-                self.cache_hook.add_partial("generate", (context, kind, jobs[i].sample), text)
+                self.cache_hook.add_partial("generate", jobs[i].key(), text)
 
-        def cost(unit: tuple[str, list[int]]) -> Cost:
-            length = len(encoded[unit[0]])
-            return Cost(
-                len(unit[1]), length + settings.max_new_tokens, 0, 1
-            )  # decoding takes longest
+        def length_of(unit: tuple[str, list[int]]) -> int:
+            return padded_length(len(encoded[unit[0]]) - head.length + 1, least=STEM)
 
-        self.batches.run(units, cost, run)
+        for length, same in by_shape(units, length_of):
+            total = head.length + length + settings.max_new_tokens
+            self.batches.run(same, partial(_decoding_cost, total), partial(run, length=length))
         return done
 
 
-def _past_mask(lengths: list[int], depth: int, device: torch.device) -> torch.Tensor | None:
-    """(G, depth + longest) True on real tokens of right-padded stems; None without padding."""
-    longest = max(lengths)
-    if min(lengths) == longest:
-        return None
-    real = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
-    return torch.cat([torch.ones(len(lengths), depth, dtype=torch.bool, device=device), real], 1)
+def _decoding_cost(length: int, unit: tuple[str, list[int]]) -> Cost:
+    return Cost(len(unit[1]), length, 0, 1)

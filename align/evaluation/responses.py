@@ -1,8 +1,9 @@
-"""Answers of a model that were already computed: one JSONL file a model, only ever appended to.
+"""Answers of a model that were already computed: JSONL files that are only ever appended to.
 
 The file is named by a fingerprint of all that decides an answer apart from the request (weights,
 tokenizer, chat template, dtype, seed), so models can't be mixed up. A line holds the hash of one
-request and its answer. A process killed in the middle of a line loses that line.
+request and its answer. A process killed in the middle of a line loses that line. Of several
+processes each writes a file of its own, and reads those of all.
 """
 
 import hashlib
@@ -15,34 +16,38 @@ from typing import Any, TextIO
 class Responses:
     """The answers of one model; without a folder they are kept in memory only."""
 
-    def __init__(self, folder: Path | None, fingerprint: dict[str, Any]) -> None:
+    def __init__(self, folder: Path | None, fingerprint: dict[str, Any], process: int = 0) -> None:
         self.known: dict[str, Any] = {}
         self.file: TextIO | None = None
         self.watch: Callable[[int], object] | None = None  # told how many answers came
         if folder is not None:
             name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
             folder.mkdir(parents=True, exist_ok=True)
-            self.path = folder / f"{name[:32]}.jsonl"
-            self._read()
+            suffix = f"-{process}" if process else ""
+            self.path = folder / f"{name[:32]}{suffix}.jsonl"
+            for path in sorted(folder.glob(f"{name[:32]}*.jsonl")):
+                self._read(path)
             self.file = self.path.open("a", encoding="utf-8")
 
-    def _read(self) -> None:
-        if not self.path.is_file():
-            return
-        text = self.path.read_text(encoding="utf-8", errors="replace")
+    def _read(self, path: Path) -> None:
+        text = path.read_text(encoding="utf-8", errors="replace")
         for line in text.splitlines():
             try:
                 row = json.loads(line)
                 self.known[row["k"]] = row["v"]
             except (ValueError, KeyError, TypeError):
                 continue  # cut off by a kill
-        if text and not text.endswith("\n"):
+        if path == self.path and text and not text.endswith("\n"):
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("\n")
 
     def get(self, kind: str, request: Any) -> Any:
         """The answer to a request, None where it is not known."""
         return self.known.get(_key(kind, request))
+
+    def learn(self, kind: str, request: Any, answer: Any) -> None:
+        """Know an answer that another process keeps."""
+        self.known.setdefault(_key(kind, request), answer)
 
     def add_partial(self, kind: str, request: Any, answer: Any) -> None:
         """Keep an answer; lm-eval's models call this after each batch."""

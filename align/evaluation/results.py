@@ -115,7 +115,7 @@ def table(results: Mapping[str, Any]) -> str:
         for judge, error in (entry.get("judges") or {}).items():
             lines.append(f"  {judge_line(judge, error)}")
         for name, metric in entry["metrics"].items():
-            lines.append(f"  {name:<{width}}  {_figures(metric)}  {metric['meaning']}".rstrip())
+            lines.append(f"  {name:<{width}}  {_figures(metric)}".rstrip())
         floors = entry.get("floors") or {}
         if floors:
             known = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in floors.items())
@@ -126,6 +126,32 @@ def table(results: Mapping[str, Any]) -> str:
         lines += ["", f"MISSING {missing['task']}: {missing['reason']}"]
     lines += ["", *(f"WARNING {text}" for text in results.get("warnings", ()))]
     return "\n".join(lines).rstrip()
+
+
+def legend(several: Iterable[Mapping[str, Any]]) -> str:
+    """One sentence for each metric of some results: what it says, and which way is good."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for results in several:
+        for task, entry in results["tasks"].items():
+            for name, metric in entry["metrics"].items():
+                tasks = said.setdefault((name, sentence(metric)), [])
+                tasks += [task] if task not in tasks else []
+    names = [name for name, _ in said]
+    lines = ["What the numbers say; in brackets: where the true value is, with 95% confidence."]
+    for (name, text), tasks in said.items():
+        where = f" ({', '.join(tasks)})" if names.count(name) > 1 else ""
+        lines.append(f"  {name}{where}: {text}")
+    return "\n".join(lines) if said else ""
+
+
+def sentence(metric: Mapping[str, Any]) -> str:
+    """A metric's meaning and direction, in words."""
+    wish = {True: "Higher is better", False: "Lower is better", None: "No direction is better"}
+    better = wish[metric["higher_is_better"]]
+    if metric["ideal"] is not None:
+        better = f"The nearer to {metric['ideal']:g} the better"
+    meaning = str(metric["meaning"]).strip().rstrip(".")
+    return f"{meaning[:1].upper()}{meaning[1:]}. {better}."
 
 
 def _headline(task: str, entry: Mapping[str, Any]) -> str:

@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 import align
 from align import checkpoint
 from align.errors import EvalError, Interrupted, RunError
-from align.evaluation import aggregate, items, judges, results, subject, suites, toxicity
+from align.evaluation import (
+    aggregate,
+    items,
+    judges,
+    processes,
+    results,
+    subject,
+    suites,
+    toxicity,
+)
 from align.evaluation.ancestry import Ancestry, contaminated
 from align.evaluation.look import look
 
@@ -47,6 +56,10 @@ def to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _to_nobody(line: str) -> None:
+    """The log of a process that is not the first."""
+
+
 def evaluate(
     model: str,
     suites_or_tasks: Sequence[str],
@@ -71,6 +84,8 @@ def evaluate(
         raise EvalError(f"--limit is {limit}; it must be at least 1 item")
     # 1.
     info, known, files = look(model, suites_or_tasks, include_path)
+    team = processes.join()
+    log = log if team.is_first else _to_nobody
     # 2.
     chat = info.has_chat_template or info.num_labels is not None
     tasks, missing = _build(files, chat, num_fewshot, allow_missing)
@@ -79,9 +94,9 @@ def evaluate(
         log(f"MISSING {gone.task}: {gone.reason}")
     # 3.
     cache = output / ".cache" if output is not None else None
-    judged = subject.load(model, info, cache=cache, seed=seed, batch_size=batch_size)
-    classifier = _classifier(tasks, toxicity_model)
-    judged_by = judges.of_tasks(tasks, classifier, cache)
+    judged = subject.load(model, info, cache=cache, seed=seed, batch_size=batch_size, team=team)
+    classifier = _classifier(tasks, toxicity_model) if team.is_first else None
+    judged_by = judges.of_tasks(tasks, classifier, cache) if team.is_first else {}
     # 4.
     entries = {}
     with _interruptible(output), ExitStack() as stack:
@@ -90,7 +105,13 @@ def evaluate(
             stack.enter_context(toxicity.using(classifier))
         for name, task in tasks.items():
             started = time.monotonic()
-            entries[name] = _run_task(task, judged, output, limit, seed, chat, known)
+            cut = _truncated(judged)
+            asked = items.prepare(task, judged, limit, seed, chat)
+            items.respond(asked, judged)
+            if not team.is_first:
+                continue
+            entries[name] = _score_task(task, asked, output, seed, known)
+            entries[name]["truncated"] = _truncated(judged) - cut
             entries[name]["judges"] = judges.brief(judged_by.get(name, {}))
             entries[name]["wall_seconds"] = round(time.monotonic() - started, 2)
             log(f"{name}: {entries[name]['n']} items in {entries[name]['wall_seconds']:.1f} s")
@@ -115,8 +136,9 @@ def evaluate(
         "missing": [gone._asdict() for gone in missing],
         "warnings": _warnings(classifier, tasks),
     }
-    found = results.clean(found)
-    if output is not None:
+    found = team.from_first(results.clean(found))
+    entries = found["tasks"]
+    if output is not None and team.is_first:
         results.write_json(output / "results.json", found)
     _check_unscored(entries)
     return found
@@ -196,19 +218,15 @@ def _warnings(classifier: toxicity.Classifier | None, tasks: dict[str, Any]) -> 
     ]
 
 
-def _run_task(
-    task: Any,
-    judged: subject.Subject,
-    output: Path | None,
-    limit: int | None,
-    seed: int,
-    chat: bool,
-    known: Ancestry,
+def _truncated(judged: subject.Subject) -> int:
+    """Prompts that were cut to the model's context so far."""
+    return judged.lm.truncated if isinstance(judged, subject.LanguageModel) else 0
+
+
+def _score_task(
+    task: Any, asked: Sequence[items.Item], output: Path | None, seed: int, known: Ancestry
 ) -> dict[str, Any]:
-    """Ask, score and aggregate one task."""
-    cut = judged.lm.truncated if isinstance(judged, subject.LanguageModel) else 0
-    asked = items.prepare(task, judged, limit, seed, chat)
-    items.respond(asked, judged)
+    """Score and aggregate one task whose items are answered."""
     if (task.config.metadata or {}).get("classifier"):
         texts = [t for item in asked for i in item.instances for t in i.resps]
         toxicity.current().scores(texts)  # in one batch; the scorer finds them known
@@ -226,9 +244,7 @@ def _run_task(
         "num_fewshot": task.config.num_fewshot or 0,
         "data_sha256": items.data_sha256(task.eval_docs),
         "contaminated": contaminated(_items_of(task), known, {row["id"] for row in rows}),
-        "truncated": (
-            judged.lm.truncated - cut if isinstance(judged, subject.LanguageModel) else 0
-        ),
+        "truncated": 0,
         "main": (task.config.metadata or {}).get("main") or next(iter(metrics), None),
         "metrics": {name: results.as_json(metric) for name, metric in metrics.items()},
         "floors": {name: results.number(value) for name, value in floors.items()},

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats as scipy_stats
+from scipy import special  # scipy.stats takes half a second to import: where it is needed
 
 Floats = NDArray[np.float64]
 Values = Sequence[float | None] | Floats
@@ -103,7 +103,7 @@ def clustered_stderr(scores: Floats, labels: NDArray[np.int64]) -> Spread | None
 
 def t_interval(value: float, spread: Spread) -> Interval:
     """Value ± t·stderr at 95%."""
-    half = float(scipy_stats.t.ppf((1 + LEVEL) / 2, spread.df)) * spread.stderr
+    half = float(special.stdtrit(spread.df, (1 + LEVEL) / 2)) * spread.stderr
     return (value - half, value + half)
 
 
@@ -173,7 +173,7 @@ def needed_n(effect: float, stderr: float, n: int) -> int | None:
 
 def power_factor(df: float = float("inf")) -> float:
     """How many stderrs a true difference must have to be found at 5% with 80% power."""
-    return float(scipy_stats.t.ppf((1 + LEVEL) / 2, df) + scipy_stats.norm.ppf(POWER))
+    return float(special.stdtrit(df, (1 + LEVEL) / 2) + special.ndtri(POWER))
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
@@ -189,7 +189,7 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 def mcnemar_exact(b: int, c: int) -> float:
     """Exact two-sided McNemar test of b items lost against c items won."""
-    return float(scipy_stats.binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
+    return min(1.0, 2 * float(special.bdtr(min(b, c), b + c, 0.5))) if b + c else 1.0
 
 
 def randomisation_test(
@@ -202,6 +202,8 @@ def randomisation_test(
     differences, labels, _ = _scored(_floats(a) - _floats(b), clusters)
     if len(differences) == 0:
         return None
+    from scipy import stats as scipy_stats
+
     totals = np.bincount(labels, weights=differences)
     result = scipy_stats.permutation_test(
         (totals,),
@@ -243,9 +245,9 @@ def _wilson(p: float, n: int, spread: Spread, labels: NDArray[np.int64]) -> Inte
     """Wilson's score interval with the effective number of independent items."""
     groups = int(labels.max()) + 1
     effective = p * (1 - p) / spread.stderr**2 if spread.stderr > 0 else float(groups)
-    z = float(scipy_stats.norm.ppf((1 + LEVEL) / 2))
+    z = float(special.ndtri((1 + LEVEL) / 2))
     if groups < n:
-        z = float(scipy_stats.t.ppf((1 + LEVEL) / 2, spread.df))
+        z = float(special.stdtrit(spread.df, (1 + LEVEL) / 2))
     centre = (p + z * z / (2 * effective)) / (1 + z * z / effective)
     half = z * (p * (1 - p) / effective + (z / (2 * effective)) ** 2) ** 0.5
     half /= 1 + z * z / effective
@@ -254,6 +256,8 @@ def _wilson(p: float, n: int, spread: Spread, labels: NDArray[np.int64]) -> Inte
 
 def _bootstrap(scores: Floats, labels: NDArray[np.int64], seed: int) -> tuple[float, Interval]:
     """Standard deviation and percentiles of the mean when clusters are drawn again."""
+    from scipy import stats as scipy_stats
+
     sums, counts = np.bincount(labels, weights=scores), np.bincount(labels)
     result = scipy_stats.bootstrap(
         (sums, counts),
@@ -277,7 +281,7 @@ def _agresti_min(
     """
     n, groups = len(differences), spread.df + 1
     if not differences.any():
-        z = float(scipy_stats.norm.ppf((1 + LEVEL) / 2))
+        z = float(special.ndtri((1 + LEVEL) / 2))
         return 0.0, Spread(z / (groups + z * z), spread.df)
     won, lost = (differences > 0).sum() + 0.5, (differences < 0).sum() + 0.5
     total = n + 2
@@ -296,4 +300,4 @@ def _paired_p(
         return mcnemar_exact(int((differences < 0).sum()), int((differences > 0).sum()))
     if spread.stderr == 0:
         return 1.0 if differences[0] == 0 else float(2.0**-spread.df)
-    return float(2 * scipy_stats.t.sf(abs(differences.mean()) / spread.stderr, spread.df))
+    return float(2 * special.stdtr(spread.df, -abs(differences.mean()) / spread.stderr))

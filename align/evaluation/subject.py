@@ -13,8 +13,10 @@ from align import checkpoint
 from align.checkpoint.inspect import CheckpointInfo
 from align.evaluation.lm import Job, PrefixLM
 from align.evaluation.masked import MaskedModel
+from align.evaluation.processes import Team
 from align.evaluation.responses import Responses
 
+ALONE = Team()
 HALF = ("bfloat16", "float16")
 
 
@@ -38,21 +40,31 @@ class LanguageModel:
 
     kind = "causal"
 
-    def __init__(self, lm: PrefixLM, responses: Responses) -> None:
-        self.lm, self.responses = lm, responses
+    def __init__(self, lm: PrefixLM, responses: Responses, team: Team = ALONE) -> None:
+        self.lm, self.responses, self.team = lm, responses, team
         self.lm.set_cache_hook(responses)
 
     def answer(self, requests: Sequence[Request]) -> list[Any]:
-        """(log-likelihood, is greedy) or text of each request; known answers are not asked for."""
-        new = {request.key(): request for request in reversed(requests)}
-        todo = [r for k, r in reversed(new.items()) if self.responses.get(*k) is None]
-        with tqdm(total=len(todo), disable=None, leave=False, unit=" answers") as bar:
+        """(log-likelihood, is greedy) or text of each request; known answers are not asked for.
+
+        The model sees all requests and skips what is known or another process's: what it shares
+        between them, and so every rounding, is the same however much there is left to do.
+        """
+        unique = {request.key(): request for request in reversed(requests)}
+        asked = list(reversed(unique.values()))
+        mine = [asked[i].key() for i in self.team.share([r.context for r in asked])]
+        todo = {key for key in mine if self.responses.get(*key) is None}
+        self.lm.skip = lambda kind, request: (kind, request) not in todo
+        quiet = None if self.team.is_first else True
+        with tqdm(total=len(todo), disable=quiet, leave=False, unit=" answers") as bar:
             self.responses.watch = bar.update
-            self._score([r for r in todo if r.settings is None])
+            self._score([r for r in asked if r.settings is None])
             self.lm.generate(
-                [Job(r.context, r.settings, r.sample) for r in todo if r.settings is not None]
+                [Job(r.context, r.settings, r.sample) for r in asked if r.settings is not None]
             )
             self.responses.watch = None
+        for (kind, what), given in self.team.gather([(k, self.responses.get(*k)) for k in mine]):
+            self.responses.learn(kind, what, given)
         return [self.responses.get(*request.key()) for request in requests]
 
     def _score(self, requests: list[Request]) -> None:
@@ -79,16 +91,25 @@ class RewardModel:
 
     kind = "reward"
 
-    def __init__(self, scorer: Callable[..., Any], responses: Responses) -> None:
-        self.scorer, self.responses = scorer, responses
+    def __init__(
+        self, scorer: Callable[..., Any], responses: Responses, team: Team = ALONE
+    ) -> None:
+        self.scorer, self.responses, self.team = scorer, responses, team
 
     def answer(self, requests: Sequence[Request]) -> list[Any]:
-        """(score, False) of each completion."""
-        todo = list({r.key(): r for r in requests if self.responses.get(*r.key()) is None}.values())
-        if todo:
-            scores = self.scorer([r.context for r in todo], [r.continuation for r in todo])
-            for request, score in zip(todo, scores.tolist(), strict=True):
+        """(score, False) of each completion: by the first process, and all if one is lacking.
+
+        A score's last digits depend on its batch, so the batches are always the same ones.
+        """
+        asked = list({r.key(): r for r in requests}.values())
+        if self.team.is_first and any(self.responses.get(*r.key()) is None for r in asked):
+            scores = self.scorer([r.context for r in asked], [r.continuation for r in asked])
+            for request, score in zip(asked, scores.tolist(), strict=True):
                 self.responses.add_partial(*request.key(), (score, False))
+        mine = asked if self.team.is_first else []
+        known = [(request.key(), self.responses.get(*request.key())) for request in mine]
+        for (kind, what), answer in self.team.gather(known):
+            self.responses.learn(kind, what, answer)
         return [self.responses.get(*request.key()) for request in requests]
 
 
@@ -96,7 +117,13 @@ Subject = LanguageModel | RewardModel | MaskedModel
 
 
 def load(
-    name: str, info: CheckpointInfo, *, cache: Path | None, seed: int, batch_size: int | str
+    name: str,
+    info: CheckpointInfo,
+    *,
+    cache: Path | None,
+    seed: int,
+    batch_size: int | str,
+    team: Team = ALONE,
 ) -> Subject:
     """The model of a checkpoint, with the answers that it gave before."""
     path = checkpoint.resolve(name)
@@ -114,9 +141,10 @@ def load(
     if info.num_labels is not None:
         from align.scoring import RewardScorer
 
-        return RewardModel(RewardScorer.load(path), Responses(cache, fingerprint))
+        responses = Responses(cache, fingerprint, team.rank)
+        return RewardModel(RewardScorer.load(path), responses, team)
     if info.kind == "masked":
-        return MaskedModel.load(info.path, device, Responses(cache, fingerprint))
+        return MaskedModel.load(info.path, device, Responses(cache, fingerprint, team.rank))
     model, tokenizer = checkpoint.load_causal(path, dtype)[:2]
     lm = PrefixLM(
         model.to(device),
@@ -125,7 +153,7 @@ def load(
         batch_size=batch_size,
         seed=seed,
     )
-    return LanguageModel(lm, Responses(cache, fingerprint))
+    return LanguageModel(lm, Responses(cache, fingerprint, team.rank), team)
 
 
 def _files_sha256(folder: Path) -> str:

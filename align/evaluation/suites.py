@@ -17,6 +17,7 @@ import yaml
 
 from align import paths
 from align.errors import AlignError, DataError, EvalError
+from align.evaluation.start import import_on_use
 from align.parsing import strict_yaml
 
 World = Literal["quickstart", "published"]
@@ -174,6 +175,7 @@ def build(task: TaskFile, *, chat: bool, num_fewshot: int | None) -> Any:
     Raises:
         EvalError: the file can't be used; MissingData: its data are not here.
     """
+    import_on_use("datasets")
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 

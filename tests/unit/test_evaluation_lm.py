@@ -9,7 +9,7 @@ from evaluation_helpers import byte_tokenizer, tiny_model
 from lm_eval.api.instance import Instance
 
 from align.errors import EvalError, RunError
-from align.evaluation import decoding
+from align.evaluation import batching, decoding, likelihoods
 from align.evaluation.lm import Job, PrefixLM
 
 GREEDY = {"until": ["q"], "max_gen_toks": 24, "do_sample": False}
@@ -67,16 +67,40 @@ def test_loglikelihoods_equal_those_of_lm_eval(lm, reference) -> None:
     assert lm.truncated == 3
 
 
-def test_sharing_and_batching_change_nothing(model) -> None:
+def test_batching_changes_no_digit_and_sharing_next_to_nothing(model, monkeypatch) -> None:
+    monkeypatch.setattr(likelihoods, "DIGITS", 12)
     asked = requests(pairs())
     scores = []
     for size in ("auto", 1, 7):
         lm = PrefixLM(model, byte_tokenizer(), eos_ids=[1], batch_size=size)
         scores.append([ll for ll, _ in lm.loglikelihood(asked, disable_tqdm=True)])
+    assert scores[1] == scores[0]
+    assert scores[2] == scores[0]
     lm._shares = False
-    scores.append([ll for ll, _ in lm.loglikelihood(asked, disable_tqdm=True)])
-    for other in scores[1:]:
-        assert other == pytest.approx(scores[0], abs=1e-4)
+    unshared = [ll for ll, _ in lm.loglikelihood(asked, disable_tqdm=True)]
+    assert unshared == pytest.approx(scores[0], abs=1e-4)
+
+
+def test_what_is_skipped_changes_no_digit_of_the_rest(model, monkeypatch) -> None:
+    monkeypatch.setattr(likelihoods, "DIGITS", 12)
+    asked = requests(pairs())
+    lm = PrefixLM(model, byte_tokenizer(), eos_ids=[1])
+    whole = [ll for ll, _ in lm.loglikelihood(asked, disable_tqdm=True)]
+    wanted = set(random.Random(5).sample([request.args for request in asked], 17))
+    lm.skip = lambda kind, request: request not in wanted
+    part = [ll for ll, _ in lm.loglikelihood(asked, disable_tqdm=True)]
+    given = [(p, w) for p, w, r in zip(part, whole, asked, strict=True) if r.args in wanted]
+    assert len(given) == 17
+    assert all(p == w for p, w in given)
+
+
+def test_lengths_to_pad_to() -> None:
+    lengths = [batching.padded_length(n) for n in (1, 4, 5, 9, 16, 17, 33, 700)]
+    assert lengths == [4, 4, 8, 16, 16, 32, 48, 704]
+    cpu = torch.device("cpu")
+    assert len(batching.with_company([(1, 2)] * 3, 4, cpu)) == 4
+    assert len(batching.with_company([(1, 2)] * 3, 32, cpu)) == 3
+    assert len(batching.with_company([(1, 2)] * 3, 4, torch.device("cuda"))) == 3
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -137,14 +161,14 @@ def test_every_eos_id_ends_a_completion(model) -> None:
 def test_running_out_of_memory_halves_the_batch(lm, monkeypatch) -> None:
     asked = requests(pairs())
     expected = [ll for ll, _ in lm.loglikelihood(asked, disable_tqdm=True)]
-    forward = lm._forward
+    forward = lm.forward
 
     def small(rows, *args, **kwargs):
         if len(rows) > 4:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
         return forward(rows, *args, **kwargs)
 
-    monkeypatch.setattr(lm, "_forward", small)
+    monkeypatch.setattr(lm, "forward", small)
     budget = lm.batches.budget
     got = [ll for ll, _ in lm.loglikelihood(asked, disable_tqdm=True)]
     assert got == pytest.approx(expected, abs=1e-4)
@@ -155,7 +179,7 @@ def test_out_of_memory_with_one_row_is_told(lm, monkeypatch) -> None:
     def never(*args, **kwargs):
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(lm, "_forward", never)
+    monkeypatch.setattr(lm, "forward", never)
     with pytest.raises(RunError, match="out of memory with the smallest batch"):
         lm.loglikelihood(requests([("a", "b")]), disable_tqdm=True)
 
@@ -164,7 +188,7 @@ def test_other_errors_are_not_taken_for_memory(lm, monkeypatch) -> None:
     def broken(*args, **kwargs):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(lm, "_forward", broken)
+    monkeypatch.setattr(lm, "forward", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         lm.loglikelihood(requests([("a", "b")]), disable_tqdm=True)
 

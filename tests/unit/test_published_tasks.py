@@ -79,7 +79,7 @@ def test_every_published_suite_task_exists():
 def test_tasks_build_with_all_their_items(built, name):
     task = built(name)
     assert len(task.eval_docs) == ON_HAND[name]
-    ids = task.eval_docs["id"]
+    ids = [doc["id"] for doc in task.eval_docs]
     assert len(set(ids)) == len(ids)
 
 
