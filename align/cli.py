@@ -2,17 +2,17 @@
 
 import argparse
 import difflib
-import json
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from align import __version__, paths
-from align.errors import ConfigError, Interrupted, is_main_process, run_main
+from align.errors import ConfigError, Interrupted, run_main
 from align.guards import RESUME
+from align.parsing import Parser, overrides
 
 OVERVIEW = """\
 From a base language model to an aligned one, with measured evidence.
@@ -37,26 +37,6 @@ Examples
 
 One stage alone: accelerate launch recipes/sft.py (also reward.py, ppo.py); --help lists its fields.
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that reports mistakes as align's errors, with the nearest right word."""
-
-    def __init__(self, prog: str, **options: Any) -> None:
-        """Flags are written out: half a flag is taken for a misspelled one."""
-        super().__init__(prog, allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage.
-
-        Raises:
-            ConfigError: always.
-        """
-        words = message.split("unrecognized arguments: ")[-1].split()
-        flags = [f for a in self._actions for f in a.option_strings]
-        near = difflib.get_close_matches(words[0].split("=")[0], flags, n=1) if words else []
-        hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
-        raise ConfigError(f"{self.prog}: {message}; {hint}")
 
 
 def entry() -> None:
@@ -103,7 +83,6 @@ def command_run(args: list[str]) -> None:
     from dataclasses import replace
 
     from align import pipeline
-    from align.parsing import overrides
 
     run = pipeline.resolve(options.recipe, options.output, overrides(options.set))
     run = replace(run, accelerate_config=_existing(options.accelerate_config))
@@ -136,16 +115,12 @@ def _say_results(run: Any) -> None:
     if (run.folder / "eval").is_dir():
         print(tables.run_table(run.folder))
     if (run.folder / "report.html").is_file():
-        print(f"report: {_shown(run.folder / 'report.html')}")
+        print(f"report: {paths.shown(run.folder / 'report.html')}")
     made = [s for s in run.trained if (run.folder / s / "lineage.json").is_file()]
     if made:
-        model = _shown(run.folder / made[-1])
+        model = paths.shown(run.folder / made[-1])
         print(f"model:  {model} (its card: {model / 'README.md'})")
         print(f"next:   align chat {model}   or   align eval --model {model} --suite bias")
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
@@ -153,245 +128,6 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help=text
     )
-
-
-# ---------------------------------------------------------------- eval
-
-
-def command_eval(args: list[str]) -> int | None:
-    """``align eval``."""
-    if args[:1] == ["selftest"]:
-        _selftest(args[1:])
-        return None
-    options = _eval_parser().parse_args(args)
-    if _is_sweep(options):
-        _sweep(options)
-        return None
-    from align.evaluation.export import export
-    from align.evaluation.gates import check_gates, parse_gate
-    from align.evaluation.look import look
-    from align.evaluation.processes import launch, leave, started_by_a_launcher
-    from align.evaluation.results import legend
-    from align.evaluation.results import table as results_table
-    from align.evaluation.start import quick_imports
-
-    gates = [parse_gate(text) for text in options.gate]
-    models = [options.model or newest_checkpoint(), *options.baseline]
-    for model in models:
-        look(model, options.suite, options.include_path)
-    if options.processes > 1 and not started_by_a_launcher():
-        return launch(options.processes, args)
-    with quick_imports():
-        from align.evaluation.run import evaluate
-
-    outputs = [options.output, *[None] * len(options.baseline)]
-    outputs = [folder or _eval_folder(m) for folder, m in zip(outputs, models, strict=True)]
-    results = [
-        evaluate(
-            model,
-            options.suite,
-            output=output,
-            limit=options.limit,
-            num_fewshot=options.num_fewshot,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            toxicity_model=options.toxicity_model,
-            allow_missing=options.allow_missing,
-            include_path=options.include_path,
-        )
-        for model, output in zip(models, outputs, strict=True)
-    ]
-    leave()
-    if not is_main_process():
-        return None
-    tax = _eval_tax(models, outputs) if options.baseline else None
-    if options.json:
-        content = results[0] if tax is None else {**results[0], "tax": tax}
-        print(json.dumps(content, indent=1, allow_nan=False))
-    else:
-        for result in results:
-            print(results_table(result))
-        if tax is not None:
-            from align.evaluation.tax import table as tax_table
-
-            print(tax_table(tax))
-        print(f"results: {_shown(outputs[0] / 'results.json')}\n")
-        print(legend(results))
-    for path in export(outputs[0], options.export) if options.export else []:
-        print(f"exported: {_shown(path)}", file=sys.stderr)
-    for line in check_gates(results[0], tax, gates):
-        print(line, file=sys.stderr)
-    return None
-
-
-EXPORTS = ("lm-eval", "every-eval-ever")
-
-
-def _eval_parser() -> Parser:
-    parser = Parser("align eval", epilog="example: align eval --suite bias --suite toxicity")
-    parser.add_argument("--model", help="folder or Hub id (default: newest under runs/, else base)")
-    parser.add_argument("--suite", action="append", required=True, help="suite, task or YAML file")
-    parser.add_argument("--baseline", action="append", default=[], metavar="M", help="compare to M")
-    parser.add_argument("--output", type=Path, help="folder for results.json and items/")
-    parser.add_argument("--limit", type=_positive, help="items of each task, drawn with the seed")
-    parser.add_argument("--num-fewshot", type=_shots, help="worked examples (default: the task's)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of sampling and choice of items")
-    parser.add_argument("--batch-size", type=_batch_size, default="auto", help="number or auto")
-    parser.add_argument("--processes", type=_positive, default=1, help="share the work among N")
-    parser.add_argument("--toxicity-model", default="quickstart", help="or Hub id[#LABEL]")
-    parser.add_argument("--include-path", type=Path, help="folder with task YAMLs of your own")
-    parser.add_argument("--allow-missing", action="store_true", help="go on without missing data")
-    parser.add_argument("--gate", action="append", default=[], help='e.g. "tax<1.0pp"; else exit 1')
-    parser.add_argument("--export", action="append", default=[], choices=EXPORTS, help="repeatable")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    sweep = parser.add_argument_group("weight averages of --model (α = 1) and another (α = 0)")
-    sweep.add_argument("--average-with", metavar="M", help="checkpoint at α = 0: SFT")
-    sweep.add_argument("--alpha", type=_alpha, action="append", help="default 0.25, 0.5, 0.75")
-    sweep.add_argument("--reward-model", metavar="M", help="scores answers to held-out prompts")
-    return parser
-
-
-def _alpha(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no weight; give a number from 0 to 1")
-    return value
-
-
-def _is_sweep(options: argparse.Namespace) -> bool:
-    """Whether averages are asked for.
-
-    Raises:
-        ConfigError: an option that only averages have, or one that they don't take.
-    """
-    if options.average_with is None:
-        for name in ("alpha", "reward_model"):
-            if getattr(options, name) is not None:
-                flag = "--" + name.replace("_", "-")
-                raise ConfigError(f"{flag} belongs to a sweep; give --average-with M as well")
-        return False
-    if len(options.baseline) != 1 or options.gate:
-        raise ConfigError(
-            f"--average-with needs one --baseline and takes no --gate; got {len(options.baseline)} "
-            f"and {len(options.gate)}"
-        )
-    if options.processes > 1 or options.export:
-        raise ConfigError("--average-with takes neither --processes nor --export; leave them out")
-    return True
-
-
-def _sweep(options: argparse.Namespace) -> None:
-    """``align eval --average-with``: tax and reward of the averages of two checkpoints."""
-    from align.evaluation.held_out import held_out
-    from align.evaluation.look import look
-
-    names = [options.average_with, options.model or newest_checkpoint()]
-    for name in (*names, options.baseline[0]):
-        look(name, options.suite, options.include_path)
-    first, model = map(_checkpoint_folder, names)
-    in_run = (model.parent / "recipe.yaml").is_file()
-    output = options.output or (model.parent / "eval" if in_run else _eval_folder(str(model)))
-    asked = held_out(model) if options.reward_model else None
-    from align.evaluation import sweep
-
-    found = sweep.sweep(
-        first,
-        model,
-        options.baseline[0],
-        output,
-        suites=options.suite,
-        alphas=options.alpha or sweep.ALPHAS,
-        asked=asked,
-        reward_model=options.reward_model,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        limit=options.limit,
-        num_fewshot=options.num_fewshot,
-        toxicity_model=options.toxicity_model,
-        allow_missing=options.allow_missing,
-        include_path=options.include_path,
-    )
-    print(json.dumps(found, indent=1, allow_nan=False) if options.json else sweep.table(found))
-    print(f"sweep: {_shown(output / sweep.FILE)}", file=sys.stderr)
-
-
-def _checkpoint_folder(name: str) -> Path:
-    """Where a checkpoint's files are.
-
-    Raises:
-        ConfigError: not on this machine.
-    """
-    from align import checkpoint
-
-    folder = checkpoint.local_folder(name)
-    if folder is None:
-        raise ConfigError(f"{name} is not on this machine; averages are made of local files")
-    return folder
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; give 1 or more")
-    return int(text)
-
-
-def _shots(text: str) -> int:
-    return 0 if text == "0" else _positive(text)
-
-
-def _batch_size(text: str) -> int | str:
-    return text if text == "auto" else _positive(text)
-
-
-def newest_checkpoint() -> str:
-    """The newest aligned checkpoint under runs/, else the shipped base; says which on stderr."""
-    found = [p for stage in ("ppo", "sft") for p in Path("runs").glob(f"*/{stage}/lineage.json")]
-    aligned = [p for p in found if p.parent.name == "ppo"] or found
-    newest = max(aligned, key=lambda p: p.stat().st_mtime, default=None)
-    chosen = str(newest.parent) if newest else "quickstart-base"
-    print(f"model: {chosen} (no --model given)", file=sys.stderr)
-    return chosen
-
-
-def _eval_folder(model: str) -> Path:
-    path = Path(model)
-    name = "-".join(path.resolve().parts[-2:]) if path.exists() else model.replace("/", "--")
-    return Path("runs") / "eval" / name
-
-
-def _eval_tax(models: list[str], outputs: list[Path]) -> dict[str, Any]:
-    """The model against each baseline, paired by item."""
-    from align.evaluation.tax import alignment_tax
-
-    tax: dict[str, Any] = alignment_tax(outputs[1], {models[0]: outputs[0]})
-    return tax
-
-
-def _selftest(args: list[str]) -> None:
-    parser = Parser("align eval selftest")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    options = parser.parse_args(args)
-    from align.evaluation import replay
-
-    replay.selftest(as_json=options.json)
-
-
-def command_compare(args: list[str]) -> None:
-    """``align compare``."""
-    parser = Parser(
-        "align compare", epilog="example: align compare runs/a/eval/ppo runs/b/eval/ppo"
-    )
-    parser.add_argument("a", type=Path, help="results.json, its folder, or a checkpoint of a run")
-    parser.add_argument("b", type=Path, help="the other one; differences are B − A")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(args)
-    from align.evaluation.compare import compare, table
-
-    compared = compare(options.a, options.b)
-    print(json.dumps(compared, indent=1, allow_nan=False) if options.json else table(compared))
 
 
 # ---------------------------------------------------------------- report, card
@@ -436,7 +172,7 @@ def _run_folder(path: Path) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- data, plan, doctor, chat
+# ---------------------------------------------------------------- data, eval, plan, doctor, chat
 
 
 def command_data(args: list[str]) -> None:
@@ -474,6 +210,20 @@ DATA_VERBS = {
 }
 
 
+def command_eval(args: list[str]) -> int | None:
+    """``align eval``."""
+    from align.evaluation import command
+
+    return command.main(args)
+
+
+def command_compare(args: list[str]) -> None:
+    """``align compare``."""
+    from align.evaluation import command
+
+    command.compare(args)
+
+
 def command_plan(args: list[str]) -> None:
     """``align plan``."""
     from align import plan
@@ -489,7 +239,6 @@ def command_doctor(args: list[str]) -> None:
     _add_set(parser)
     options = parser.parse_args(args)
     from align import pipeline
-    from align.parsing import overrides
 
     pipeline.doctor(pipeline.resolve(options.recipe, options.output, overrides(options.set)))
 
@@ -502,6 +251,7 @@ def command_chat(args: list[str]) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest reply in tokens")
     options = parser.parse_args(args)
     from align.chat import chat
+    from align.evaluation.command import newest_checkpoint
 
     chat(options.model or newest_checkpoint(), options.temperature, options.max_new_tokens)
 

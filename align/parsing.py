@@ -3,6 +3,7 @@
 An unknown key is an error, and so is a key that the stage would not read.
 """
 
+import argparse
 import ast
 import difflib
 import inspect
@@ -14,7 +15,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 
@@ -54,6 +55,26 @@ ALIASES = {
     "reward_model_path": "reward_model",
     "fewshot": "num_fewshot",
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that reports mistakes as align's errors, with the nearest right word."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        """Flags are written out: half a flag is taken for a misspelled one."""
+        super().__init__(prog, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage.
+
+        Raises:
+            ConfigError: always.
+        """
+        words = message.split("unrecognized arguments: ")[-1].split()
+        flags = [f for a in self._actions for f in a.option_strings]
+        near = difflib.get_close_matches(words[0].split("=")[0], flags, n=1) if words else []
+        hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+        raise ConfigError(f"{self.prog}: {message}; {hint}")
 
 
 # ---------------------------------------------------------------- parsing

@@ -17,3 +17,8 @@ CONFIGS = RECIPES / "configs"
 CHAT_TEMPLATES = RECIPES / "chat_templates"
 QUICKSTART_BASE = PACKAGE / "quickstart" / "base"
 QUICKSTART_TOXICITY = PACKAGE / "quickstart" / "toxicity"
+
+
+def shown(path: Path) -> Path:
+    """A path as people type it: from the folder in which they stand, where it lies below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

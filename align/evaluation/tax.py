@@ -289,7 +289,8 @@ def _verdict(entry: Entry, title: str, margin: float) -> Entry:
         gained = f"{_points(-entry['tax'])} ({_points(-high)} to {_points(-low)})"
         return {"verdict": "gain", "sentence": f"{title}: a gain, {gained}."}
     if high <= margin:
-        words = f"{title}: no tax larger than {_points(max(high, 0.0))}; measured {size} lost."
+        most = f"no tax larger than {_points(high)}" if high > 0 else "no tax"
+        words = f"{title}: {most}; measured {size} lost."
         return {"verdict": "none", "sentence": words}
     needed = stats.needed_n(margin, entry["mde80"] / stats.power_factor(), entry["n"])
     words = f"{title}: can't tell, measured {size} lost"

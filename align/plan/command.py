@@ -3,24 +3,10 @@
 import argparse
 import json
 from dataclasses import asdict
-from typing import NoReturn
 
-from align.errors import ConfigError
-from align.parsing import overrides
+from align.parsing import Parser, overrides
 from align.plan.estimate import Plan, plan_recipe
 from align.report.tables import terminal
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that raises instead of printing the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Tell a mistake in one line.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def main(args: list[str]) -> None:

@@ -521,7 +521,7 @@ def test_task_files_and_their_data(task, capsys):
         code == 2 and "bias/bbq/Age.jsonl.gz" in line and "nyu-mll/BBQ and set ALIGN_DATA" in line
     )
     code, line = evaluated(capsys, "stereoset")
-    assert code == 2 and "hf download --repo-type dataset McGill-NLP/stereoset" in line
+    assert code == 2 and "HF_HUB_OFFLINE=0 align data pull stereoset" in line
     Path("items.jsonl").unlink()
     code, line = evaluated(capsys, "mine.yaml")
     assert code == 2 and "mine: a data file is missing" in line and "correct the path" in line

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from align import cli
+from align.evaluation.command import newest_checkpoint
 
 
 def align(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -57,9 +58,9 @@ def test_the_default_model_is_the_newest_aligned_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.newest_checkpoint() == "quickstart-base"
+    assert newest_checkpoint() == "quickstart-base"
     for stage in ("ppo", "sft"):  # SFT is newer, PPO is more aligned
         (tmp_path / "runs" / "a" / stage).mkdir(parents=True)
         (tmp_path / "runs" / "a" / stage / "lineage.json").write_text("{}")
-    assert cli.newest_checkpoint() == "runs/a/ppo"
+    assert newest_checkpoint() == "runs/a/ppo"
     assert "model: runs/a/ppo" in capsys.readouterr().err
