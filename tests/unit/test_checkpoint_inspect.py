@@ -1,3 +1,5 @@
+"""What a checkpoint directory holds, read without torch, and every way to be broken."""
+
 import json
 import struct
 import subprocess

@@ -1,3 +1,5 @@
+"""Tokenizers, policies and reward models as they are loaded: PAD, EOS, adapters, dtypes."""
+
 import json
 
 import pytest

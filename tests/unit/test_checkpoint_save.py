@@ -1,3 +1,5 @@
+"""Folders that are whole or not there, output directories, lineage, paths that travel."""
+
 import json
 import os
 from pathlib import Path

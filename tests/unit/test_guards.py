@@ -1,3 +1,5 @@
+"""What ends a run early: numbers that are none, losses that jump, signals."""
+
 import os
 import signal
 

@@ -1,3 +1,5 @@
+"""What SFT and the reward model share around their trainers: order of rows, batches, the end."""
+
 import random
 from itertools import pairwise
 
