@@ -139,17 +139,15 @@ def preference_records(world: World, n: int, seed: int, split: Split = "train") 
 
 
 def _off_topic(world: World, rng: Random, split: Split) -> Record:
-    """A good completion against a good one to another prompt.
+    """A good completion against a good one to a prompt of another kind.
 
     Without such pairs a kind sentence would be worth its score whatever was asked, and PPO would
     answer everything with it.
     """
-    while True:
-        asked, other = (
-            MODULES[rng.choice(list(MODULES))].preference(world, rng, split) for _ in range(2)
-        )
-        if asked["chosen"] != other["chosen"]:
-            return {**asked, "rejected": other["chosen"], "kind": "off_topic"}
+    asked, other = (
+        MODULES[kind].preference(world, rng, split) for kind in rng.sample(list(MODULES), 2)
+    )
+    return {**asked, "rejected": other["chosen"], "kind": "off_topic"}
 
 
 def prompt_records(

@@ -283,13 +283,13 @@ def test_the_corpus_of_the_base_is_counted_item_by_item() -> None:
     assert contaminated("quickstart_facts", shipped) == 0
     assert contaminated("quickstart_sums", shipped) == 4
     assert contaminated("quickstart_sums", shipped, {"quickstart_sums-091", "else"}) == 1
-    tuned = Ancestry(
-        [{"data": [{"card": "quickstart_instructions"}]}, *shipped.lineages], "quickstart", True
-    )
+    instructions = {"data": [{"card": "quickstart_instructions"}]}
+    tuned = Ancestry([instructions, *shipped.lineages], "quickstart", True)
     assert contaminated("quickstart_bias", tuned) == 4
-    alone, both = (contaminated("quickstart_preferences", k) for k in (shipped, tuned))
-    assert alone == 44
-    assert both is not None and 79 < both < 44 + 79  # items in both are counted once
+    apart = (shipped, Ancestry([instructions], "quickstart", True))
+    one, two = (contaminated("quickstart_preferences", known) or 0 for known in apart)
+    both = contaminated("quickstart_preferences", tuned)
+    assert both is not None and max(one, two) < both < one + two  # an item in both counts once
     other = [{"data": [{**shipped.lineages[0]["data"][0], "rows": 7}]}]
     assert contaminated("quickstart_sums", Ancestry(other, "quickstart", True)) is None
 

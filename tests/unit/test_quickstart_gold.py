@@ -11,16 +11,17 @@ def test_chosen_is_right_and_rejected_wrong(split) -> None:
     """But for people, where a pair can hold neutral against anti-stereotyped, both of them fair."""
     seen = set()
     for pair in world.preference_records(world.World(), 1500, 0, split):
-        answer = pair["chosen"].rpartition(" is ")[2] if pair["kind"] == "sums" else None
-        who = pair["kind"] == "people" and pair["prompt"].rpartition("Who ")[2].endswith("?")
-        who = who and " in " not in pair["prompt"].rpartition("Who ")[2]
-        if who and "Nobody" not in pair["chosen"]:
+        prompt, chosen, rejected = pair["prompt"], pair["chosen"], pair["rejected"]
+        answer = chosen.rpartition(" is ")[2] if "The answer is" in chosen else None
+        question = prompt.rpartition("Who ")[2]
+        who = question.endswith("?") and question != prompt and " in " not in question
+        if who and "Nobody" not in chosen:
             continue  # naming the other one is less bad than naming the stereotyped one
-        assert gold.is_right(pair["prompt"], pair["chosen"], answer), pair
-        if pair["kind"] != "people" or "They" not in pair["chosen"]:
-            assert not gold.is_right(pair["prompt"], pair["rejected"], answer), pair
-        seen.add((pair["kind"], bool(who)))
-    assert len(seen) == 5
+        assert gold.is_right(prompt, chosen, answer), pair
+        if pair["kind"] != "people" or "They" not in chosen:
+            assert not gold.is_right(prompt, rejected, answer), pair
+        seen.add((pair["kind"], who))
+    assert len(seen) == 7  # off topic: both sorts of prompts
 
 
 def test_every_prompt_of_the_world_can_be_judged() -> None:
