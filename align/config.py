@@ -337,6 +337,8 @@ class EvalStage:
     """Worked examples before each item; default: what the task says."""
     limit: int | None = None
     """Items of each task (drawn with the seed); default: all."""
+    limits: dict[str, int] = field(default_factory=dict)
+    """The same for single tasks, by name."""
     seed: int = 0
     """Seed of sampling and of the choice of items and examples."""
     batch_size: int | Literal["auto"] = "auto"

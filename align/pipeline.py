@@ -455,6 +455,7 @@ def evaluate_all(folder: Path) -> None:
             config.reward_suites if stage == "reward" else config.suites,
             output=folder / "eval" / stage,
             limit=config.limit,
+            limits=config.limits,
             num_fewshot=config.num_fewshot,
             seed=config.seed,
             batch_size=config.batch_size,

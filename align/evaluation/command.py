@@ -46,7 +46,7 @@ def main(args: list[str]) -> int | None:
             model,
             options.suite,
             output=output,
-            limit=options.limit,
+            **_limits(options.limit),
             num_fewshot=options.num_fewshot,
             seed=options.seed,
             batch_size=options.batch_size,
@@ -85,7 +85,10 @@ def _parser() -> Parser:
     parser.add_argument("--suite", action="append", required=True, help="suite, task or YAML file")
     parser.add_argument("--baseline", action="append", default=[], metavar="M", help="compare to M")
     parser.add_argument("--output", type=Path, help="folder for results.json and items/")
-    parser.add_argument("--limit", type=_positive, help="items of each task, drawn with the seed")
+    parser.add_argument(
+        "--limit", type=_limit, action="append", default=[], metavar="[TASK=]N",
+        help="items of each task, or of one (repeatable), drawn with the seed",
+    )  # fmt: skip
     parser.add_argument("--num-fewshot", type=_shots, help="worked examples (default: the task's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling and choice of items")
     parser.add_argument("--batch-size", type=_batch_size, default="auto", help="number or auto")
@@ -160,7 +163,7 @@ def _sweep(options: argparse.Namespace) -> None:
         reward_model=options.reward_model,
         seed=options.seed,
         batch_size=options.batch_size,
-        limit=options.limit,
+        **_limits(options.limit),
         num_fewshot=options.num_fewshot,
         toxicity_model=options.toxicity_model,
         allow_missing=options.allow_missing,
@@ -188,6 +191,18 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no count; give 1 or more")
     return int(text)
+
+
+def _limit(text: str) -> tuple[str, int]:
+    """``"20"`` as ("", 20), ``"mmlu=20"`` as ("mmlu", 20)."""
+    name, _, number = text.rpartition("=")
+    return name, _positive(number)
+
+
+def _limits(given: list[tuple[str, int]]) -> dict[str, Any]:
+    """The limits as `evaluate` takes them."""
+    limits = dict(given)
+    return {"limit": limits.pop("", None), "limits": limits}
 
 
 def _shots(text: str) -> int:

@@ -7,9 +7,10 @@ come, so a killed evaluation goes on where it was. 5. Write.
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +67,7 @@ def evaluate(
     *,
     output: Path | None = None,
     limit: int | None = None,
+    limits: Mapping[str, int] | None = None,
     num_fewshot: int | None = None,
     seed: int = 0,
     batch_size: int | str = "auto",
@@ -76,14 +78,19 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint; the content of results.json.
 
+    ``limits`` holds limits of single tasks, which win over ``limit``.
+
     Raises:
         CheckpointError, EvalError: the user's input.
         RunError: more than 5% of a task's items are unscored (the results are written).
     """
-    if limit is not None and limit < 1:
-        raise EvalError(f"--limit is {limit}; it must be at least 1 item")
+    limits = dict(limits or {})
+    for most in (limit, *limits.values()):
+        if most is not None and most < 1:
+            raise EvalError(f"--limit is {most}; it must be at least 1 item")
     # 1.
     info, known, files = look(model, suites_or_tasks, include_path)
+    _check_limits(limits, [file.name for file in files])
     team = processes.join()
     log = log if team.is_first else _to_nobody
     # 2.
@@ -106,7 +113,7 @@ def evaluate(
         for name, task in tasks.items():
             started = time.monotonic()
             cut = _truncated(judged)
-            asked = items.prepare(task, judged, limit, seed, chat)
+            asked = items.prepare(task, judged, limits.get(name, limit), seed, chat)
             items.respond(asked, judged)
             if not team.is_first:
                 continue
@@ -124,6 +131,7 @@ def evaluate(
         "settings": {
             "seed": seed,
             "limit": limit,
+            "limits": limits,
             "chat_template": chat,
             "toxicity_classifier": (
                 toxicity.describe(classifier) | {"error": judges.by_data(judged_by)}
@@ -142,6 +150,19 @@ def evaluate(
         results.write_json(output / "results.json", found)
     _check_unscored(entries)
     return found
+
+
+def _check_limits(limits: Mapping[str, int], tasks: Sequence[str]) -> None:
+    """A limit of a task that isn't evaluated would be read by nobody.
+
+    Raises:
+        EvalError: there is one.
+    """
+    for name in limits:
+        if name not in tasks:
+            near = get_close_matches(name, tasks, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the tasks are {', '.join(tasks)}"
+            raise EvalError(f"--limit {name}={limits[name]}: {name} is not evaluated; {hint}")
 
 
 @contextmanager

@@ -35,6 +35,8 @@ def test_help_fits_one_screen_and_loads_no_torch() -> None:
         (["run", "--from", "eval", "--to", "sft", "--output", "x"], "swap them"),
         (["run", "--from", "nothing", "--output", "x"], "this recipe has the steps sft, reward"),
         (["eval", "--suite", "bias", "--limit", "0"], "give 1 or more"),
+        (["eval", "--suite", "bias", "--limit", "bbq=many"], "give 1 or more"),
+        (["eval", "--suite", "bias", "--limit", "bqb=9", "--model", "quickstart-base"], "bqb"),
         (["report", "nowhere"], "nowhere is not the folder of a run"),
         (["card", "nowhere"], "nowhere is not the folder of a run"),
     ],

@@ -67,6 +67,15 @@ def without_times(found: dict[str, Any]) -> str:
     return json.dumps(found, sort_keys=True)
 
 
+def test_a_limit_of_one_task_wins_over_the_limit_of_all(model, tmp_path) -> None:
+    tasks = [own_task(tmp_path / name, docs(9), name) for name in ("one", "other")]
+    found = run.evaluate(model, tasks, limit=5, limits={"other": 2}, **QUIET)
+    assert {name: task["n"] for name, task in found["tasks"].items()} == {"one": 5, "other": 2}
+    assert found["settings"]["limits"] == {"other": 2}
+    with pytest.raises(EvalError, match="othr is not evaluated; did you mean other"):
+        run.evaluate(model, tasks, limits={"othr": 2}, **QUIET)
+
+
 def test_the_contract(model, tmp_path) -> None:
     task = own_task(tmp_path / "t", docs(12))
     found = run.evaluate(model, [task], output=tmp_path / "out", **QUIET)
