@@ -46,7 +46,7 @@ PREFERENCE_SHARES = {
     "off_topic": 0.14,
 }
 TOXICITY_SHARES = {"dialogue": 0.75, "sums": 0.09, "facts": 0.08, "people": 0.08}
-PROMPT_SHARES = {"sums": 0.03, "facts": 0.03, "people": 0.47, "dialogue": 0.47}
+PROMPT_SHARES = {"sums": 0.03, "facts": 0.03, "people": 0.64, "dialogue": 0.30}
 
 
 class Sizes(NamedTuple):
