@@ -60,11 +60,28 @@ def _prepare_one(
     task: Any, doc: dict[str, Any], number: int, subject: Subject, seed: int, chat: bool
 ) -> Item:
     try:
-        return Item(doc, _instances(task, doc, number, subject, seed, chat), None)
+        made = _instances(task, doc, number, subject, seed, chat)
+        problem = _too_long(made, subject)
+        return Item(doc, [], problem) if problem else Item(doc, made, None)
     except AlignError:
         raise
     except Exception as error:  # a broken item must not end the evaluation
         return Item(doc, [], f"no prompt: {type(error).__name__}: {first_line(error)}")
+
+
+def _too_long(instances: Sequence[Any], subject: Subject) -> str | None:
+    """Why an item can't be scored: a choice that is longer than all that the model can read."""
+    if not isinstance(subject, LanguageModel):
+        return None
+    for instance in instances:
+        if instance.request_type == "loglikelihood":
+            context, continuation = instance.args[:2]
+            if len(continuation.encode()) > subject.lm.max_length:  # a token is a byte at least
+                tokens = len(subject.lm._encode_pair(context, continuation)[1])
+                if tokens > subject.lm.max_length:
+                    most = subject.lm.max_length
+                    return f"a choice has {tokens} tokens, more than the model's context of {most}"
+    return None
 
 
 def _instances(

@@ -206,24 +206,33 @@ class PPOTrainer:
             )
 
         # 9. log, evaluate, save
-        total = time.perf_counter() - began
+        seconds["all"] = time.perf_counter() - began
+        self._end_of_rollout({"kl_coef": used, **metrics, **learned}, seconds)
+
+    def _end_of_rollout(self, found: dict[str, Any], seconds: dict[str, float]) -> None:
+        """Count, log, and where it is time for it evaluate and save.
+
+        Args:
+            found: the numbers of the rollout and of its optimizer steps
+            seconds: phase -> time spent, and ``all``
+        """
+        config, progress, tokens = self.config, self.progress, int(found["completion_tokens"] or 0)
         progress.rollout += 1
         progress.episodes += self.batch
-        progress.tokens += int(metrics["completion_tokens"] or 0)
+        progress.tokens += tokens
         counts = {
             "step": progress.step,
             "rollout": progress.rollout,
             "episodes": progress.episodes,
             "skipped_steps": progress.skipped,
-            "kl_coef": used,
-            "tokens_per_second": int(metrics["completion_tokens"] or 0) / total,
-            "episodes_per_second": self.batch / total,
+            "tokens_per_second": tokens / seconds["all"],
+            "episodes_per_second": self.batch / seconds["all"],
         }
-        phases = {f"seconds/{phase}": spent for phase, spent in {**seconds, "all": total}.items()}
         last = progress.rollout == self.rollouts
         if last or progress.rollout % config.logging_steps == 0:
-            self.watch.log({**counts, **metrics, **learned, **phases}, progress.step)
-        self.watch.advance(float(metrics["score"] or 0.0), kl)
+            phases = {f"seconds/{phase}": spent for phase, spent in seconds.items()}
+            self.watch.log({**counts, **found, **phases}, progress.step)
+        self.watch.advance(float(found["score"] or 0.0), float(found["kl_k1"] or 0.0))
         if last:  # the result is the average where one is kept
             networks = self.accelerator.unwrap_model(self.networks)
             state.load_weights(networks, self.learner.average)

@@ -76,6 +76,15 @@ def test_a_limit_of_one_task_wins_over_the_limit_of_all(model, tmp_path) -> None
         run.evaluate(model, tasks, limits={"othr": 2}, **QUIET)
 
 
+def test_a_choice_longer_than_the_context_leaves_its_item_unscored(model, tmp_path) -> None:
+    long = {"id": "long", "question": "Who?", "choices": [" a", " b c" * 3000], "gold": 0}
+    task = own_task(tmp_path / "t", [*docs(30), long])
+    entry = run.evaluate(model, [task], **QUIET)["tasks"]["own"]
+    assert (entry["n"], entry["unscored"], entry["metrics"]["accuracy"]["n"]) == (31, 1, 30)
+    (reason,) = entry["unscored_reasons"]
+    assert "a choice has" in reason and "tokens, more than the model's context of" in reason
+
+
 def test_the_contract(model, tmp_path) -> None:
     task = own_task(tmp_path / "t", docs(12))
     found = run.evaluate(model, [task], output=tmp_path / "out", **QUIET)
