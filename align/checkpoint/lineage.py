@@ -43,7 +43,8 @@ def chat_template_sha256(tokenizer: Any) -> str | None:
 
 def recipe_sha256(config: Any) -> str:
     """Hash of everything in a config that changes what is learnt (not paths, logs, resume)."""
-    values = {key: value for key, value in asdict(config).items() if key not in CONTROL}
+    seen = portable(asdict(config), Path(config.output_dir))  # a parent beside it, wherever that is
+    values = {key: value for key, value in seen.items() if key not in CONTROL}
     text = json.dumps({"stage": config.stage, **values}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
