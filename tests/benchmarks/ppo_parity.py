@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ppo_cases
 import torch
+from learning.trl_run import PLAIN
 from ppo_cases import CASES, GOLDEN, PAD, PER_STEP, PER_TOKEN, Case
 from ppo_vs_trl import ROOT, peer_python
 
@@ -96,7 +97,6 @@ def theirs(case: Case, folder: Path) -> dict[str, Any]:
             num_mini_batches=case.num_mini_batches,
             num_ppo_epochs=case.num_ppo_epochs,
             response_length=case.width,
-            stop_token="eos",
             temperature=case.temperature,
             gamma=case.gamma,
             lam=case.lam,
@@ -108,14 +108,7 @@ def theirs(case: Case, folder: Path) -> dict[str, Any]:
             missing_eos_penalty=case.missing_eos_penalty,
             max_grad_norm=case.max_grad_norm,
             local_rollout_forward_batch_size=rows,
-            num_sample_generations=0,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            eval_strategy="no",
-            disable_tqdm=True,
+            **PLAIN,
         ),
         processing_class=ppo_cases.tokenizer(),
         model=models.policy,

@@ -31,6 +31,8 @@ import time
 import venv
 from pathlib import Path
 
+from learning.trl_run import PLAIN
+
 ROOT = Path(__file__).resolve().parents[2]
 WORDS, EOS, PAD = 512, 0, 511
 LIMIT, MEAN_LENGTH = 64, 24  # tokens of a completion: the most, and the mean of those not cut
@@ -279,17 +281,9 @@ def run_trl(job: dict) -> dict:
             total_episodes=job["batch"] * job["rollouts"],
             num_ppo_epochs=job["epochs"],
             response_length=LIMIT,
-            stop_token="eos",
             temperature=1.0,
             local_rollout_forward_batch_size=job["batch"],
-            num_sample_generations=0,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            eval_strategy="no",
-            disable_tqdm=True,
+            **PLAIN,
             max_grad_norm=1.0,
         ),
         processing_class=tokenizer(),

@@ -31,25 +31,41 @@ FIELDS = [
 ]
 
 
+PLAIN: dict[str, Any] = {
+    "stop_token": "eos",
+    "num_sample_generations": 0,
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "disable_tqdm": True,
+}
+"""What every run of TRL's trainer here has: float32 on a CPU, and nothing beside the training."""
+
+
 def train(plan: Any, python: Path, ours: Path, seed: int) -> Path:
     """Train as ``ours`` was trained; returns the folder of the policy."""
     out = plan.work / f"trl-{seed}"
     if (out / "model.safetensors").is_file():
         return out
-    prompts = plan.work / f"prompts-{seed}.json"
-    prompts.write_text(json.dumps(_prompts(ours)), encoding="utf-8")
-    command = [str(python), __file__, str(ours / "lineage.json"), str(prompts), str(out)]
+    from align.checkpoint.save import located
+
+    config = located(json.loads((ours / "lineage.json").read_text("utf-8"))["config"], ours)
+    job = plan.work / f"trl-{seed}.json"
+    job.write_text(json.dumps({"config": config, "prompts": _prompts(config, ours)}), "utf-8")
+    command = [str(python), __file__, str(job), str(out)]
     subprocess.run(command, check=True, stdout=sys.stderr)
     return out
 
 
-def _prompts(ours: Path) -> list[list[int]]:
+def _prompts(config: dict[str, Any], ours: Path) -> list[list[int]]:
     """The token ids of the prompts that our run drew from."""
     from align.checkpoint import load_tokenizer
     from align.data import load_mixture
     from align.ppo.rollout import tokenize
 
-    config = json.loads((ours / "lineage.json").read_text("utf-8"))["config"]
     mixture = load_mixture(
         config["datasets"],
         "prompt-only",
@@ -60,7 +76,7 @@ def _prompts(ours: Path) -> list[list[int]]:
     return [p.ids for p in tokenize(mixture.train, load_tokenizer(str(ours)), longest)]
 
 
-def main(lineage: Path, prompts: Path, out: Path) -> None:
+def main(job: Path, out: Path) -> None:
     """One run of trl.experimental.ppo."""
     from datasets import Dataset
     from transformers import (
@@ -70,9 +86,10 @@ def main(lineage: Path, prompts: Path, out: Path) -> None:
     )
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    config = json.loads(lineage.read_text("utf-8"))["config"]
+    given = json.loads(job.read_text("utf-8"))
+    config = given["config"]
     sft, reward = config["model_name_or_path"], config["reward_model"]
-    ids = Dataset.from_dict({"input_ids": json.loads(prompts.read_text("utf-8"))})
+    ids = Dataset.from_dict({"input_ids": given["prompts"]})
     tokenizer = AutoTokenizer.from_pretrained(sft, padding_side="left")
 
     def scorer() -> Any:
@@ -82,18 +99,10 @@ def main(lineage: Path, prompts: Path, out: Path) -> None:
         args=PPOConfig(
             output_dir=str(out),
             **{name: config[name] for name in FIELDS},
+            **PLAIN,
             response_length=config["max_completion_length"],
-            stop_token="eos",
             kl_estimator="k1",
             local_rollout_forward_batch_size=64,
-            num_sample_generations=0,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            eval_strategy="no",
-            disable_tqdm=True,
         ),
         processing_class=tokenizer,
         model=AutoModelForCausalLM.from_pretrained(sft),
