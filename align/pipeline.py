@@ -23,6 +23,7 @@ from typing import IO, Any
 import yaml
 
 from align import __version__, paths
+from align.checkpoint.save import CONTROL
 from align.config import STAGES, PPOStage
 from align.errors import CODE_FILE, CheckpointError, ConfigError, RunError, Terminated
 from align.parsing import load_recipe, to_yaml
@@ -30,9 +31,6 @@ from align.parsing import load_recipe, to_yaml
 TRAINING = ("sft", "reward", "ppo")
 LAUNCHER = "accelerate.commands.launch"
 STEPS = (*TRAINING, "eval", "tax", "report")
-# Fields that say where and how a stage is carried out, not what comes out of it.
-NOT_CONTENT: tuple[str, ...] = ("output_dir", "resume", "overwrite", "report_to", "logging_steps")
-NOT_CONTENT += ("save_steps", "reward_timeout", "reward_retries", "vllm_url", "vllm_timeout")
 # Code that changes no weights and no scores.
 NOT_COMPUTED = ("report", "card.py", "plan", "cli.py", "chat.py", "pipeline.py")
 
@@ -292,7 +290,7 @@ def _cards(config: Any) -> list[str]:
 def _inputs(run: Run, step: str) -> dict[str, Any]:
     if step in TRAINING:
         config = run.stages[step]
-        content = {k: v for k, v in asdict(config).items() if k not in NOT_CONTENT}
+        content = {k: v for k, v in asdict(config).items() if k not in CONTROL}
         fields = ("reward_functions", "gold_functions")
         functions = [name.split(":")[0] for field in fields for name in content.get(field) or ()]
         models = ("model_name_or_path", "reward_model", "gold_reward_model", "value_model")
