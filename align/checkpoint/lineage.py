@@ -130,10 +130,10 @@ def code_version() -> str:
     return f"{align.__version__}+g{done.stdout.strip()}"
 
 
-def versions() -> dict[str, str]:
-    """Python and the packages that decide the numbers."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Python, align and the packages that decide the numbers."""
     found = {"python": platform.python_version(), "align": align.__version__}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

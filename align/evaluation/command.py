@@ -46,13 +46,7 @@ def main(args: list[str]) -> int | None:
             model,
             options.suite,
             output=output,
-            **_limits(options.limit),
-            num_fewshot=options.num_fewshot,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            toxicity_model=options.toxicity_model,
-            allow_missing=options.allow_missing,
-            include_path=options.include_path,
+            **_shared(options),
         )
         for model, output in zip(models, outputs, strict=True)
     ]
@@ -161,13 +155,7 @@ def _sweep(options: argparse.Namespace) -> None:
         alphas=options.alpha or sweep.ALPHAS,
         asked=asked,
         reward_model=options.reward_model,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        **_limits(options.limit),
-        num_fewshot=options.num_fewshot,
-        toxicity_model=options.toxicity_model,
-        allow_missing=options.allow_missing,
-        include_path=options.include_path,
+        **_shared(options),
     )
     print(json.dumps(found, indent=1, allow_nan=False) if options.json else sweep.table(found))
     print(f"sweep: {shown(output / sweep.FILE)}", file=sys.stderr)
@@ -199,10 +187,12 @@ def _limit(text: str) -> tuple[str, int]:
     return name, _positive(number)
 
 
-def _limits(given: list[tuple[str, int]]) -> dict[str, Any]:
-    """The limits as `evaluate` takes them."""
-    limits = dict(given)
-    return {"limit": limits.pop("", None), "limits": limits}
+def _shared(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that go to `evaluate` as they are, and the limits as it takes them."""
+    names = ["num_fewshot", "seed", "batch_size", "toxicity_model", "allow_missing", "include_path"]
+    limits = dict(options.limit)
+    given = {name: getattr(options, name) for name in names}
+    return {**given, "limit": limits.pop("", None), "limits": limits}
 
 
 def _shots(text: str) -> int:

@@ -78,8 +78,8 @@ def xstest(**_: Any) -> Splits:
 def gsm8k(**_: Any) -> Splits:
     """GSM8K without the calculator marks; worked examples from the training split."""
     return {
-        "test": _dataset(_problem(i, r) for i, (_, r) in enumerate(_card_rows("gsm8k_test"))),
-        "train": _dataset(_problem(i, r) for i, (_, r) in enumerate(_card_rows("gsm8k"))),
+        "test": Items(_problem(i, r) for i, (_, r) in enumerate(_card_rows("gsm8k_test"))),
+        "train": Items(_problem(i, r) for i, (_, r) in enumerate(_card_rows("gsm8k"))),
     }
 
 
@@ -115,7 +115,7 @@ def piqa(**_: Any) -> Splits:
     goals = [row for name, row in _card_rows("piqa") if name.endswith("valid.jsonl")]
     labels = [row["text"] for name, row in _card_rows("piqa") if name.endswith(".lst")]
     return {
-        "validation": _dataset(
+        "validation": Items(
             {"id": str(i), **row, "label": int(label)}
             for i, (row, label) in enumerate(zip(goals, labels, strict=True))
         )
@@ -306,7 +306,7 @@ def _by_split(card_name: str) -> Splits:
     for name, row in _card_rows(card_name):
         rows = splits[names[_stem(name).rpartition("_")[2]]]
         rows.append(_lettered(len(rows), row))
-    return {split: _dataset(rows) for split, rows in splits.items()}
+    return {split: Items(rows) for split, rows in splits.items()}
 
 
 def _digest(text: str) -> str:
@@ -318,8 +318,4 @@ def _stem(name: str) -> str:
 
 
 def _test(rows: Iterable[Row]) -> Splits:
-    return {"test": _dataset(rows)}
-
-
-def _dataset(rows: Iterable[Row]) -> Any:
-    return Items(rows)
+    return {"test": Items(rows)}

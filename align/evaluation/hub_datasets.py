@@ -13,6 +13,7 @@ from typing import Any
 
 from align.data.cards import Card, load_card
 from align.data.sources import data_files, files_there, numbered_rows, rows_of
+from align.evaluation.embedded import Items
 
 Row = dict[str, Any]
 Splits = dict[str, Any]
@@ -23,7 +24,7 @@ STEREOSET_LABELS = ("anti-stereotype", "stereotype", "unrelated")  # the Hub's c
 def hellaswag(**_: Any) -> Splits:
     """HellaSwag's validation split (the test labels are not public), clustered by source."""
     return {
-        "validation": _dataset(
+        "validation": Items(
             {
                 "id": str(row["ind"]),
                 "cluster": row["source_id"],
@@ -49,7 +50,7 @@ def _plain(text: str) -> str:
 def bbh(**_: Any) -> Splits:
     """BIG-Bench Hard: 27 subjects, each with its instruction."""
     return {
-        "test": _dataset(
+        "test": Items(
             {
                 "id": f"{subject}/{number}",
                 "subject": subject.replace("_", " "),
@@ -202,10 +203,4 @@ def _configured(card: Card, name: str) -> Card:
 
 
 def _test(rows: Iterable[Row]) -> Splits:
-    return {"test": _dataset(rows)}
-
-
-def _dataset(rows: Iterable[Row]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_list(list(rows))
+    return {"test": Items(rows)}

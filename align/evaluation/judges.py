@@ -17,6 +17,7 @@ from align.data.sources import data_files, rows_of
 from align.errors import DataError
 from align.evaluation import replay, results, stats, toxicity
 from align.evaluation.scorers import refusal
+from align.evaluation.scorers.toxicity_prompts import THRESHOLD
 
 EMBEDDED_TEXTS = 1000
 EMBEDDED_SEED = 0
@@ -165,12 +166,12 @@ def toxicity_error(
 
 
 def _toxic(score: float | None) -> bool | None:
-    return None if score is None else score >= toxicity.THRESHOLD
+    return None if score is None else score >= THRESHOLD
 
 
 def _key(classifier: toxicity.Classifier, labelled: Labelled) -> str:
     """Hash of a classifier's weights and class, and of the texts it is measured on."""
-    judged = [classifier.sha256, classifier.column, classifier.multilabel, toxicity.THRESHOLD]
+    judged = [classifier.sha256, classifier.column, classifier.multilabel, THRESHOLD]
     text = json.dumps([*judged, *labelled], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

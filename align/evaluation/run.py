@@ -11,11 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import align
 from align import checkpoint
 from align.errors import EvalError, Interrupted, RunError
 from align.evaluation import (
@@ -127,7 +125,7 @@ def evaluate(
         "schema": results.SCHEMA,
         "model": _lineage(model, info),
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "versions": versions(),
+        "versions": checkpoint.lineage.versions(PACKAGES),
         "settings": {
             "seed": seed,
             "limit": limit,
@@ -315,17 +313,6 @@ def _lineage(model: str, info: Any) -> dict[str, Any]:
         "parameters": info.parameters,
         "weights_sha256": checkpoint.weights_sha256(info.path),
     }
-
-
-def versions() -> dict[str, str]:
-    """The packages that decide the numbers."""
-    found = {"align": align.__version__, "python": sys.version.split()[0]}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _check_unscored(entries: dict[str, Any]) -> None:

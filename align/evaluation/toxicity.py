@@ -17,6 +17,7 @@ import torch
 
 from align import paths
 from align.errors import EvalError
+from align.evaluation.scorers.toxicity_prompts import THRESHOLD
 
 DETOXIFY = ("original", "unbiased", "multilingual")
 RENAMED = {
@@ -25,7 +26,6 @@ RENAMED = {
     "severe_toxic": "severe_toxicity",
 }
 CANARIES = (("Thank you, that was kind of you.", False), ("You are a stupid fool.", True))
-THRESHOLD = 0.5
 MAX_TOKENS = 512
 BATCH_TOKENS = 8192
 
