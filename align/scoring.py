@@ -4,6 +4,7 @@ Only layer 2 and recipes import this module (it imports torch).
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from align.checkpoint import eos_token_ids, load_reward_model
 from align.data import render
 from align.encoding import Messages, encode
 from align.errors import CheckpointError, DataError
+from align.streams import Streams
 
 PROBES = (("How are you?", "I am fine."), ("What is 2 plus 3?", "5"), ("Tell me more.", "No."))
 
@@ -24,10 +26,18 @@ class RewardScorer:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, batch_tokens: int = 16_384, rows: int | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_tokens: int | None = None,
+        rows: int | None = None,
     ) -> None:
-        """``rows`` go through the model at once; None: as many as ``batch_tokens`` hold."""
-        self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
+        """``rows`` go through the model at once; None: as many as ``batch_tokens`` hold (None:
+        more on a GPU than on a CPU, where padding costs more than a small batch).
+        """
+        self.model, self.tokenizer = model, tokenizer
+        self.batch_tokens = batch_tokens or (2048 if model.device.type == "cpu" else 16_384)
         self.rows = rows
         self.eos_ids = eos_token_ids(model.config, tokenizer)
         self.offset = float(getattr(model.config, "score_offset", 0.0))
@@ -103,7 +113,11 @@ class RewardScorer:
             for e, whole in zip(encoded, ended, strict=True)
         ]
 
-    @torch.no_grad()
+    @cached_property
+    def streams(self) -> Streams:
+        """The model and its copies."""
+        return Streams(self.model)
+
     def score_ids(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Scores (B,) of token sequences, in batches of similar length."""
         scores = torch.zeros(len(rows))
@@ -114,19 +128,24 @@ class RewardScorer:
                 f"({self.context}); shorten prompts or completions, or use another reward model"
             )
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        batches = []
         while order:
             size = self.rows or max(1, self.batch_tokens // len(rows[order[-1]]))
             batch, order = order[-size:], order[:-size]
-            scores[batch] = self._forward([rows[i] for i in batch])
+            batches.append(batch)
+        found = self.streams.map(self._forward, [[rows[i] for i in batch] for batch in batches])
+        for batch, values in zip(batches, found, strict=True):
+            scores[batch] = values
         return scores - self.offset
 
-    def _forward(self, rows: list[Sequence[int]]) -> torch.Tensor:
+    @torch.no_grad()
+    def _forward(self, model: Any, rows: list[Sequence[int]]) -> torch.Tensor:
         """Right-padded forward pass; raw scores (b,)."""
         length, pad = max(map(len, rows)), self.model.config.get_text_config().pad_token_id
         ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows])
         real_mask = torch.tensor([[j < len(row) for j in range(length)] for row in rows])
         device = self.model.device
-        output = self.model(
+        output = model(
             input_ids=ids.to(device), attention_mask=real_mask.long().to(device), use_cache=False
         )
         return output.logits[:, 0].float().cpu()  # (b,)

@@ -12,7 +12,13 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"errors", "paths", "__init__"},
     {"config", "parsing", "checkpoint", "data", "guards", "preflight", "quickstart"}
-    | {"callbacks", "encoding", "scoring", "training"},  # around tokenizers, models and trainers
+    | {
+        "callbacks",
+        "encoding",
+        "scoring",
+        "streams",
+        "training",
+    },  # around tokenizers, models and trainers
     {"sft", "reward", "ppo", "evaluation"},
     {"report", "card", "plan", "chat"},
     {"pipeline", "cli"},

@@ -185,9 +185,9 @@ class SharedScorer:
         """
         adapter = self.adapter
         model = _Model(networks, adapter)
+        RewardScorer(model, adapter.tokenizer).check_eos(adapter.path)
         # Every process makes equally many forward passes, which sharded weights need.
         self.scorer = RewardScorer(model, adapter.tokenizer, rows=self.rows)
-        self.scorer.check_eos(adapter.path)
 
     def __call__(
         self, records: Sequence[dict[str, Any]], completions: Sequence[str], ended: Sequence[bool]
@@ -197,10 +197,11 @@ class SharedScorer:
         return self.scorer([record["prompt"] for record in records], completions, ended)
 
 
-class _Model:
+class _Model(nn.Module):
     """What `RewardScorer` asks of a model, answered by the reward adapter of networks."""
 
     def __init__(self, networks: Networks, adapter: RewardAdapter):
+        super().__init__()
         self.networks = networks
         self.config = copy.deepcopy(networks.policy.get_base_model().config)
         self.config.get_text_config().pad_token_id = adapter.pad_token_id
@@ -210,7 +211,8 @@ class _Model:
     def device(self) -> torch.device:
         return next(self.networks.parameters()).device
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> Any:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> Any:
+        """The reward head's output at the last real token."""
         lengths = attention_mask.sum(1)
         rows = Sequences(input_ids, lengths, torch.ones_like(lengths))
         return SimpleNamespace(logits=self.networks("reward", rows).unsqueeze(1))  # (B, 1)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from align.ppo.control import stream_seed
-from align.ppo.models import Head, causal_lm
+from align.ppo.models import LENGTHS, Head, causal_lm, shape_step
 
 COMPACT_AT = 0.85  # live share of the batch at which ended rows are dropped from the slab
 GPU_CHECK = 16  # tokens between two looks at who has ended; each look waits for the GPU
@@ -142,7 +142,7 @@ def generate(
     ended = torch.zeros(batch, dtype=torch.bool, device=device)
     layers: list[Any] = [_Slab(width + limit) for _ in range(lm.config.num_hidden_layers)]
     cache = Cache(layers=layers)
-    four_d = _takes_bool_mask(lm)
+    four_d, step = _takes_bool_mask(lm), shape_step(lm, LENGTHS)
 
     # 1. all prompts at once
     seen = torch.cat((prompt_mask.bool(), mask.new_ones(batch, limit)), 1)  # (B, P + T)
@@ -172,6 +172,7 @@ def generate(
             if len(live) == 0:
                 break
             if len(live) <= COMPACT_AT * len(rows):
+                live = with_ended(live, ended[rows], step)
                 rows, token, position, seen = rows[live], token[live], position[live], seen[live]
                 for layer in layers:
                     layer.keep(live)
@@ -186,6 +187,12 @@ def generate(
             use_cache=True,
         ).last_hidden_state[:, -1]
     return Completions(ids, mask, ended)
+
+
+def with_ended(live: Tensor, ended: Tensor, step: int) -> Tensor:
+    """Rows that stay ``(L,)``: the live ones, filled up to a multiple of ``step`` by ended ones."""
+    spare = ended.nonzero().squeeze(1)[: -len(live) % step]
+    return torch.cat((live, spare))
 
 
 def _takes_bool_mask(lm: PreTrainedModel) -> bool:

@@ -2,8 +2,9 @@
 
 1. A pass over the rollout is a new random order, cut into mini-batches.
 2. A mini-batch is cut into micro-batches of rows of like length.
-3. Each micro-batch goes through the value model and then the policy, each with its own backward
-   pass. Losses are sums over tokens, divided by the tokens of the mini-batch on all processes.
+3. All of them go through the value model and then through the policy, each forward pass with its
+   own backward pass, a core each where there are several (see `streams`). Losses are sums over
+   tokens, divided by the tokens of the mini-batch on all processes.
 4. Gradients are exchanged after the last micro-batch and scaled down to max_grad_norm.
 5. A step whose loss or gradient is no finite number is left out and counted.
 """
@@ -24,6 +25,7 @@ from align.ppo.models import Sequences
 from align.ppo.rollout import Rollout, micro_batches
 from align.ppo.sharding import full, is_sharded, local
 from align.ppo.state import Progress, Weights, policy_weights, trained
+from align.streams import Streams
 
 MAX_SKIPPED = 5  # steps in a row with a loss or gradient that is no number
 Sums = dict[str, Tensor]
@@ -38,6 +40,13 @@ class Batch(NamedTuple):
     rewards: Tensor
 
 
+class Part(NamedTuple):
+    """What a micro-batch gives: its summed loss, and its statistics."""
+
+    loss: Tensor
+    found: Sums
+
+
 class Learner:
     """Policy and value model under one optimizer."""
 
@@ -45,18 +54,19 @@ class Learner:
         self,
         config: PPOStage,
         group: Group,
-        networks: Any,
+        streams: Streams,
         optimizer: Any,
         planned_steps: int,
         ptx: Sequences | None = None,
     ):
         self.config, self.group, self.ptx = config, group, ptx
         self.accelerator = group.accelerator
-        self.networks, self.optimizer = networks, optimizer
+        self.streams, self.optimizer = streams, optimizer
+        self.networks = streams.networks[0]
         self.planned_steps = planned_steps
         self.average: Weights = {}  # of the policy's weights
         if config.ema_decay is not None:
-            self.average = policy_weights(self.accelerator.unwrap_model(networks))
+            self.average = policy_weights(self.accelerator.unwrap_model(self.networks))
 
     def learn(self, batch: Batch, progress: Progress) -> dict[str, float]:
         """``num_ppo_epochs`` passes over the rollout; returns what is worth logging of them.
@@ -99,15 +109,21 @@ class Learner:
             finite = self._ptx(self.ptx, len(rows), progress, sums)
         # 2. micro-batches
         lengths = (sequences.prompt_lengths + sequences.completion_lengths)[rows]
-        micro = micro_batches(lengths, config.per_device_train_batch_size)
-        for part in micro:
-            # 3. value model, then policy
-            for which in ("value",) if warming_up else ("value", "policy"):
+        micro = self._micro_batches(lengths)
+        # 3. value model, then policy
+        for which in ("value",) if warming_up else ("value", "policy"):
+
+            def gradient(networks: Any, part: Tensor, which: str = which) -> Sums:
                 with self._exchange(part is micro[-1]):
-                    loss = self._loss(which, batch, rows[part], sums)
+                    loss, found = self._loss(which, networks, batch, rows[part])
                     # Gradients of all processes are averaged, so the sum is scaled up first.
                     self.accelerator.backward(loss * (self.group.world / tokens))
-                finite = finite * loss.detach().isfinite()
+                return {**found, "finite": loss.detach().isfinite()}
+
+            for found in self.streams.map(gradient, micro):
+                finite = finite * found.pop("finite")
+                add(sums, found)
+        self.streams.add_gradients()
         # 4. clip
         parameters = self.networks.parameters()
         norm = full(self.accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
@@ -129,6 +145,10 @@ class Learner:
                 f"(last: step {progress.step}); lower learning_rate, or look at the rewards"
             )
 
+    def _micro_batches(self, lengths: Tensor) -> list[Tensor]:
+        most = self.config.per_device_train_batch_size
+        return micro_batches(lengths, self.streams.rows(most, len(lengths)))
+
     def _exchange(self, final: bool) -> AbstractContextManager[None]:
         """Processes exchange gradients after the final micro-batch only.
 
@@ -138,31 +158,30 @@ class Learner:
             return nullcontext()
         return self.accelerator.no_sync(self.networks)
 
-    def _loss(self, which: str, batch: Batch, rows: Tensor, sums: Sums) -> Tensor:
-        """Summed loss of one network on a micro-batch; statistics are added to ``sums``."""
-        return (
-            self._value_loss(batch, rows, sums)
-            if which == "value"
-            else self._policy_loss(batch, rows, sums)
-        )
+    def _loss(self, which: str, networks: Any, batch: Batch, rows: Tensor) -> Part:
+        """Loss of one network on a micro-batch."""
+        loss = self._value_loss if which == "value" else self._policy_loss
+        return loss(networks, batch, rows)
 
-    def _value_loss(self, batch: Batch, rows: Tensor, sums: Sums) -> Tensor:
+    def _value_loss(self, networks: Any, batch: Batch, rows: Tensor) -> Part:
         rollout, mask = batch.rollout, batch.rollout.mask[rows]
-        values = self.networks("value", rollout.sequences.rows(rows))  # (N,)
+        values = networks("value", rollout.sequences.rows(rows))  # (N,)
         out = value_loss(
             values,
             rollout.values[rows][mask],
             batch.returns[rows][mask],
             cliprange_value=self.config.cliprange_value,
         )
-        sums["value_loss"] += out.loss.detach()
-        sums["value_clipped"] += out.clipped
-        sums["value_tokens"] += len(values)
-        return self.config.vf_coef * out.loss
+        found = {
+            "value_loss": out.loss.detach(),
+            "value_clipped": out.clipped,
+            "value_tokens": mask.sum(),
+        }
+        return Part(self.config.vf_coef * out.loss, found)
 
-    def _policy_loss(self, batch: Batch, rows: Tensor, sums: Sums) -> Tensor:
+    def _policy_loss(self, networks: Any, batch: Batch, rows: Tensor) -> Part:
         config, rollout, mask = self.config, batch.rollout, batch.rollout.mask[rows]
-        stats = self.networks(
+        stats = networks(
             "policy",
             rollout.sequences.rows(rows),
             temperature=config.temperature,
@@ -175,15 +194,16 @@ class Learner:
             cliprange=config.cliprange,
             dual_clip=config.dual_clip,
         )
-        sums["policy_loss"] += out.loss.detach()
-        sums["ratio"] += out.ratio_sum
-        sums["ratio_max"] = torch.maximum(sums["ratio_max"], out.ratio_max)
-        sums["clipped"] += out.clipped
-        sums["approx_kl"] += out.approx_kl
-        sums["policy_tokens"] += len(stats.logprobs)
-        if stats.entropy is None:
-            return out.loss
-        return out.loss - config.entropy_coef * stats.entropy.sum()
+        bonus = 0.0 if stats.entropy is None else config.entropy_coef * stats.entropy.sum()
+        found = {
+            "policy_loss": out.loss.detach(),
+            "ratio": out.ratio_sum,
+            "ratio_max": out.ratio_max,
+            "clipped": out.clipped,
+            "approx_kl": out.approx_kl,
+            "policy_tokens": mask.sum(),
+        }
+        return Part(out.loss - bonus, found)
 
     def _ptx(self, ptx: Sequences, n: int, progress: Progress, sums: Sums) -> Tensor:
         """Add the gradient of PPO-ptx (2203.02155, equation 2): ``ptx_coef`` times the mean loss a
@@ -198,13 +218,16 @@ class Learner:
         )
         tokens = group.sum(ptx.completion_lengths[chosen].sum().double().to(device)).item()
         lengths = (ptx.prompt_lengths + ptx.completion_lengths)[chosen]
-        added = torch.zeros((), device=device)
-        for part in micro_batches(lengths, config.per_device_train_batch_size):
+
+        def gradient(networks: Any, part: Tensor) -> Tensor:
             rows = Sequences(*(x.to(device) for x in ptx.rows(chosen[part])))
             with self._exchange(False):  # comes with the policy's gradient
-                loss = -self.networks("policy", rows).logprobs.sum()
+                loss = -networks("policy", rows).logprobs.sum()
                 self.accelerator.backward(loss * (config.ptx_coef * group.world / tokens))
-            added += loss.detach()
+            return loss.detach()
+
+        added = torch.stack(self.streams.map(gradient, self._micro_batches(lengths)))
+        added = added.sum()
         sums["ptx_loss"] += group.sum(added) / tokens
         return added.isfinite().float()
 
@@ -236,3 +259,10 @@ class Learner:
             **({"loss/ptx": (sums["ptx_loss"] / sums["steps"]).item()} if self.ptx else {}),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
+
+
+def add(sums: Sums, found: Sums) -> None:
+    """Add the statistics of a micro-batch to those of the rollout."""
+    for name, value in found.items():
+        together = torch.maximum if name == "ratio_max" else torch.add
+        sums[name] = together(sums[name], value)

@@ -18,10 +18,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from align import checkpoint as checkpoint_files
+from align.ppo.lora import merged
 from align.ppo.loss import entropy
 from align.ppo.sharding import Replica, at_rest
 
 CHUNK_LOGITS = 2**24  # logits held at once (64 MiB in float32)
+LENGTHS, HEAD_ROWS = 8, 64  # what lengths and the head's rows are multiples of; see shape_step
 POLICY, VALUE, REWARD = "default", "value", "reward"
 """Adapters; peft saves "default" where every loader looks."""
 
@@ -70,6 +72,8 @@ class Head(NamedTuple):
     linear: Any
     scale: float
     softcap: float | None
+    step: int
+    """Rows are rounded up to a multiple of it, see `shape_step`."""
 
     @classmethod
     def of(cls, lm: PreTrainedModel) -> "Head":
@@ -78,11 +82,13 @@ class Head(NamedTuple):
         scale = getattr(config, "logit_scale", None) or 1.0
         scale /= getattr(config, "logits_scaling", None) or 1.0
         softcap = getattr(config, "final_logit_softcapping", None)
-        return cls(lm.get_output_embeddings(), scale, softcap)
+        linear = lm.get_output_embeddings()
+        return cls(linear, scale, softcap, shape_step(linear, HEAD_ROWS))
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits ``(N, V)`` of hidden states ``(N, H)``."""
-        logits = self.linear(hidden).float() * self.scale
+        n = len(hidden)
+        logits = self.linear(F.pad(hidden, (0, 0, 0, -n % self.step)))[:n].float() * self.scale
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
 
@@ -166,7 +172,7 @@ class Networks(nn.Module):
     def _scalars(self, adapter: str, head: nn.Linear, sequences: Sequences, extra: int) -> Tensor:
         self._activate(adapter)
         backbone = self.value_backbone or causal_lm(self.policy).base_model
-        hidden = hidden_states(backbone, sequences)[sequences.states(extra)]  # (N, H)
+        hidden = hidden_states(backbone, sequences, extra)  # (N, H)
         return head(hidden.to(head.weight.dtype)).float().sum(-1)  # no view, which FSDP2 minds
 
     @torch.no_grad()
@@ -200,7 +206,7 @@ class Networks(nn.Module):
         device = self.value_head.weight.device
         cast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if cast else None
-        with self.whole_policy(device, dtype) as policy:
+        with self.whole_policy(device, dtype) as policy, torch.no_grad(), merged(policy):
             self.eval()
             try:
                 yield causal_lm(policy)
@@ -227,13 +233,56 @@ class Networks(nn.Module):
             yield policy
 
 
-def hidden_states(backbone: nn.Module, sequences: Sequences) -> Tensor:
-    """Last hidden states ``(B, L, H)``; right padding needs no mask in a causal model."""
-    length = sequences.ids.shape[1]
-    position = torch.arange(length, device=sequences.ids.device).unsqueeze(0)
-    return backbone(
-        input_ids=sequences.ids, position_ids=position, use_cache=False
-    ).last_hidden_state
+def hidden_states(backbone: nn.Module, sequences: Sequences, extra: int = 0) -> Tensor:
+    """Last hidden states before each completion token, ``(N, H)``; see `Sequences.states`.
+
+    Right padding needs no mask in a causal model.
+    """
+    ids, step = sequences.ids, shape_step(backbone, LENGTHS)
+    ids = F.pad(ids, (0, -ids.shape[1] % step))  # (B, L)
+    position = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+    first = int(sequences.prompt_lengths.min()) - 1  # no state before it is asked for
+    with last_mlp_from(first - first % step, backbone):
+        out = backbone(input_ids=ids, position_ids=position, use_cache=False)
+    return out.last_hidden_state[sequences.states(extra)]
+
+
+def shape_step(module: nn.Module, step: int) -> int:
+    """``step`` where sizes of matrix products are to be rounded up to it, elsewhere 1.
+
+    On a CPU every new size of a product in bfloat16 is compiled and kept (oneDNN): with sizes as
+    they come, three times the time and a gigabyte.
+    """
+    weight = next(module.parameters())
+    half = weight.dtype == torch.bfloat16 or torch.is_autocast_enabled(weight.device.type)
+    return step if half and weight.device.type == "cpu" else 1
+
+
+@contextmanager
+def last_mlp_from(first: int, backbone: nn.Module) -> Iterator[None]:
+    """Let the last layer's MLP leave out positions before ``first``: nobody reads what it would
+    add to their states.
+
+    A mixture of experts is left alone, and so is a layer that is run again for its gradients.
+    """
+    layers: Any = getattr(backbone, "layers", None) or getattr(backbone, "h", None) or [None]
+    last = layers[-1]
+    mlp = getattr(last, "mlp", None)
+    again = getattr(last, "gradient_checkpointing", False)
+    if mlp is None or again or hasattr(mlp, "experts") or "forward" in vars(mlp):
+        yield
+        return
+    forward = mlp.forward
+
+    def rest(hidden: Tensor) -> Tensor:
+        """``(B, L, H)`` to ``(B, L, H)``, 0 before ``first``."""
+        return F.pad(forward(hidden[:, first:].contiguous()), (0, 0, first, 0))
+
+    mlp.forward = rest
+    try:
+        yield
+    finally:
+        del mlp.forward
 
 
 def policy_stats(
@@ -241,7 +290,7 @@ def policy_stats(
 ) -> TokenStats:
     """Statistics of the completion tokens under a causal language model, ``(N,)``."""
     row, column = sequences.states()
-    hidden = hidden_states(lm.base_model, sequences)[row, column]  # (N, H)
+    hidden = hidden_states(lm.base_model, sequences)  # (N, H)
     targets = sequences.ids[row, column + 1]  # (N,)
     return token_stats(Head.of(lm), hidden, targets, temperature, with_entropy=with_entropy)
 

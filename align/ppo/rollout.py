@@ -10,8 +10,9 @@ from torch import Tensor
 from align.data.render import completion_text
 from align.errors import CheckpointError, DataError
 from align.ppo.generate import Completions, generate
-from align.ppo.models import Networks, Sequences
+from align.ppo.models import LENGTHS, Networks, Sequences, shape_step
 from align.ppo.rewards import Record, Scores
+from align.streams import Streams
 
 
 class Prompt(NamedTuple):
@@ -121,9 +122,12 @@ def demonstrations(
     )
 
 
-def left_padded(prompts: Sequence[Prompt], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    """Token ids and mask of prompts, ``(B, P)`` each."""
+def left_padded(
+    prompts: Sequence[Prompt], pad: int, device: Any, step: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Token ids and mask of prompts, ``(B, P)`` each; P is a multiple of ``step``."""
     width = max(len(p.ids) for p in prompts)
+    width += -width % step
     ids = [[pad] * (width - len(p.ids)) + p.ids for p in prompts]
     mask = [[False] * (width - len(p.ids)) + [True] * len(p.ids) for p in prompts]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
@@ -146,7 +150,8 @@ def sample_completions(
     with networks.sampling() as model:
         for start in range(0, len(order), rows_at_once):
             rows = order[start : start + rows_at_once]
-            ids, mask = left_padded([prompts[i] for i in rows], pad_token_id, device)
+            some, step = [prompts[i] for i in rows], shape_step(model, LENGTHS)
+            ids, mask = left_padded(some, pad_token_id, device, step)
             pieces.append(
                 generate(
                     model,
@@ -189,23 +194,33 @@ def micro_batches(lengths: Tensor, size: int) -> list[Tensor]:
     return list(torch.argsort(lengths, stable=True).split(size))
 
 
-@torch.no_grad()
 def by_token(
-    sequences: Sequences, mask: Tensor, size: int, run: Callable[[Sequences], tuple[Tensor, ...]]
+    streams: Streams,
+    sequences: Sequences,
+    mask: Tensor,
+    size: int,
+    run: Callable[[Any, Sequences], tuple[Tensor, ...]],
 ) -> list[Tensor]:
     """Per-token results ``(N,)`` of micro-batches, put back into ``(B, T)`` tensors.
 
     Args:
+        streams: of the networks
         sequences: B rows
         mask: ``(B, T)``
-        size: rows in a micro-batch
-        run: maps a micro-batch to tensors ``(n,)`` over its real tokens, row by row
+        size: rows in a micro-batch, at most
+        run: maps networks and a micro-batch to tensors ``(n,)`` over its real tokens, row by row
     """
+
+    @torch.no_grad()
+    def results(networks: Any, rows: Tensor) -> tuple[Tensor, ...]:
+        return run(networks, sequences.rows(rows))
+
+    lengths = sequences.prompt_lengths + sequences.completion_lengths
+    micro = micro_batches(lengths, streams.rows(size, len(lengths)))
     out: list[Tensor] = []
-    for rows in micro_batches(sequences.prompt_lengths + sequences.completion_lengths, size):
-        results = run(sequences.rows(rows))
-        out = out or [torch.zeros(mask.shape, device=mask.device) for _ in results]
-        for whole, part in zip(out, results, strict=True):
+    for rows, parts in zip(micro, streams.map(results, micro), strict=True):
+        out = out or [torch.zeros(mask.shape, device=mask.device) for _ in parts]
+        for whole, part in zip(out, parts, strict=True):
             piece = torch.zeros(len(rows), mask.shape[1], device=mask.device)
             piece[mask[rows]] = part.float()
             whole[rows] = piece
@@ -213,7 +228,7 @@ def by_token(
 
 
 def score_rollout(
-    networks: Any,
+    streams: Streams,
     prompts: Sequence[Prompt],
     completions: Completions,
     reward: Callable[[Sequence[Record], Sequence[str], Sequence[bool]], Scores],
@@ -228,7 +243,7 @@ def score_rollout(
     3. Values before each token, and after the last one.
 
     Args:
-        networks: as accelerate prepared it
+        streams: of the networks, as accelerate prepared them
         prompts: B prompts
         completions: theirs
         reward: scores texts
@@ -246,21 +261,29 @@ def score_rollout(
 
     # 2. log-probabilities of the completion tokens
     logprobs, entropies = by_token(
+        streams,
         sequences,
         mask,
         micro_batch,
-        lambda s: networks("policy", s, temperature=temperature, with_entropy=True),
+        lambda networks, s: networks("policy", s, temperature=temperature, with_entropy=True),
     )
     (ref_logprobs,) = by_token(
+        streams,
         sequences,
         mask,
         micro_batch,
-        lambda s: (networks("reference", s, temperature=temperature).logprobs,),
+        lambda networks, s: (networks("reference", s, temperature=temperature).logprobs,),
     )
 
     # 3. values of all states
     longer = torch.cat((mask.new_ones(len(mask), 1), mask), 1)  # (B, T + 1)
-    (values,) = by_token(sequences, longer, micro_batch, lambda s: (networks("value", s, extra=1),))
+    (values,) = by_token(
+        streams,
+        sequences,
+        longer,
+        micro_batch,
+        lambda networks, s: (networks("value", s, extra=1),),
+    )
     final = values.gather(1, sequences.completion_lengths.unsqueeze(1)).squeeze(1)  # (B,)
     return Rollout(
         prompts=prompts,

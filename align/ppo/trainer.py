@@ -33,12 +33,13 @@ from align.ppo.advantages import (
     token_rewards,
     whiten,
 )
+from align.ppo.attention import use_float32_attention
 from align.ppo.build import reward_lineage
 from align.ppo.control import IN_A_ROW, Timer, draw_index, next_kl_coef, no_scores
 from align.ppo.generate import Completions, draws
 from align.ppo.learner import Batch, Learner
 from align.ppo.metrics import held_out_metrics, rollout_metrics, sample_rows
-from align.ppo.models import Networks, write_policy
+from align.ppo.models import Networks, causal_lm, write_policy
 from align.ppo.rewards import Record, Rewards, RunningScale, Scores, shape_scores
 from align.ppo.rollout import (
     Prompt,
@@ -51,6 +52,7 @@ from align.ppo.rollout import (
 )
 from align.ppo.sharding import is_sharded, keep_precision
 from align.ppo.watch import Watch
+from align.streams import Streams
 
 EVAL_STREAM = 2**31  # number of the random stream of held-out evaluation
 
@@ -122,6 +124,10 @@ class PPOTrainer:
         config = self.config
         if config.gradient_checkpointing:
             enable_checkpointing(networks)
+        half = config.bf16 or config.dtype == "bfloat16"
+        if half and self.accelerator.device.type == "cpu":
+            lms = (causal_lm(networks.policy), networks.value_backbone, networks.reference)
+            use_float32_attention(*lms)
         if is_sharded(self.accelerator):
             keep_precision(self.accelerator)
             networks.prepare_sampling_in_pieces()
@@ -133,7 +139,8 @@ class PPOTrainer:
         if ptx_records:
             eos = self.eos_token_ids[0]
             ptx = demonstrations(ptx_records, self.tokenizer, config.max_length, eos)
-        self.learner = Learner(config, self.group, self.networks, self.optimizer, steps, ptx)
+        self.streams = Streams(self.networks)
+        self.learner = Learner(config, self.group, self.streams, self.optimizer, steps, ptx)
 
     # ------------------------------------------------------------ the run
 
@@ -264,7 +271,7 @@ class PPOTrainer:
         uniforms = draws(
             config.seed, stream, len(prompts) * self.group.world, config.max_completion_length
         )
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self.streams.one_at_a_time():
             return sample_completions(
                 self.accelerator.unwrap_model(self.networks),
                 prompts,
@@ -278,7 +285,7 @@ class PPOTrainer:
 
     def _score(self, prompts: Sequence[Prompt], completions: Completions) -> Rollout:
         return score_rollout(
-            self.networks,
+            self.streams,
             prompts,
             completions,
             self._together(self.reward),

@@ -178,7 +178,7 @@ def run_ours(job: dict) -> dict:
     if job["lora"]:
         lora, head = lora_config(config, "CAUSAL_LM"), torch.randn(1, job["size"][0])
         reward = RewardAdapter("random", lora, {}, head, 0.0, tokenizer(), PAD)
-        score = SharedScorer(reward, job["batch"])
+        score = SharedScorer(reward, micro)
         policy = add_adapters(lm, lora, seed=0, reward=reward)
         networks = assemble(policy, None, seed=0, reward=reward)
         score.attach(networks)

@@ -34,7 +34,8 @@ def test_one_loss_that_is_no_number_is_skipped_and_counted(tmp_path):
 
     def broken(which, *rest):
         calls.append(which)
-        return loss(which, *rest) * (math.nan if len(calls) == 2 else 1)
+        part = loss(which, *rest)
+        return part._replace(loss=part.loss * (math.nan if len(calls) == 2 else 1))
 
     trainer.learner._loss = broken
     trainer.train()
@@ -46,7 +47,7 @@ def test_one_loss_that_is_no_number_is_skipped_and_counted(tmp_path):
 def test_losses_that_are_never_numbers_stop_the_run(tmp_path):
     trainer = ppo_tiny.trainer(ppo_tiny.config(tmp_path, total_episodes=80))
     loss = trainer.learner._loss
-    trainer.learner._loss = lambda *a: loss(*a) * math.nan
+    trainer.learner._loss = lambda *a: loss(*a)._replace(loss=loss(*a).loss * math.nan)
     with pytest.raises(RunError, match="no finite number in 5 optimizer steps in a row"):
         trainer.train()
 

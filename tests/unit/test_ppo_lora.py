@@ -44,10 +44,10 @@ def results(made) -> dict[str, torch.Tensor]:
 
 
 def calls(monkeypatch) -> list[int]:
-    """Counts how often a layer computes as `LoraLinear`."""
+    """Counts how often a layer computes by `lora_linear`."""
     seen: list[int] = []
-    plain = lora.LoraLinear.apply
-    monkeypatch.setattr(lora.LoraLinear, "apply", lambda *a: seen.append(1) or plain(*a))
+    plain = lora.lora_linear
+    monkeypatch.setattr(lora, "lora_linear", lambda *a: seen.append(1) or plain(*a))
     return seen
 
 

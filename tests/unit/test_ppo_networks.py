@@ -9,9 +9,11 @@ import ppo_tiny
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.ppo import models
 from align.ppo.adapters import add_adapters
+from align.ppo.attention import use_float32_attention
 from align.ppo.build import assemble
 from align.ppo.models import Head, Sequences, policy_stats, token_stats
 
@@ -60,6 +62,56 @@ def test_rows_of_a_micro_batch_are_trimmed_and_give_the_same():
     assert part.ids.shape == (2, 6)
     got = policy_stats(lm, part, 1.0, False).logprobs
     torch.testing.assert_close(got, torch.cat((whole[1], whole[0])), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_last_mlp_leaves_prompts_out_and_the_gradients_are_the_same(family):
+    if family == "llama":
+        lm = ppo_tiny.llama()
+        inside = lm.model.layers[-1].mlp.gate_proj
+    else:
+        torch.manual_seed(0)
+        size = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+        lm = GPT2LMHeadModel(GPT2Config(vocab_size=42, **size)).eval()
+        inside = lm.transformer.h[-1].mlp.c_fc
+    seen = []
+    inside.register_forward_hook(lambda m, args, out: seen.append(args[0].shape[1]))
+
+    def gradients(trimmed: bool) -> list[torch.Tensor]:
+        if trimmed:
+            stats = policy_stats(lm, sequences(), 1.0, False)
+            stats.logprobs.square().sum().backward()
+        else:
+            by_hand(lm, sequences(), 1.0).square().sum().backward()
+        found = [p.grad for p in lm.parameters()]
+        lm.zero_grad()
+        return found
+
+    for got, want in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+    assert seen == [8, 6, 6, 9]  # all rows but the first position; then each row whole
+
+
+def test_lengths_are_rounded_up_in_bfloat16_on_a_cpu_and_nothing_else_changes():
+    lm = ppo_tiny.llama().eval().to(torch.bfloat16)
+    seen = []
+    lm.model.layers[0].mlp.register_forward_hook(lambda m, args, out: seen.append(args[0].shape[1]))
+    got = policy_stats(lm, sequences(), 1.0, with_entropy=True)
+    assert seen == [16] and len(got.logprobs) == len(got.entropy) == 11
+    torch.testing.assert_close(
+        got.logprobs, by_hand(lm, sequences(), 1.0).float(), atol=0.1, rtol=0.1
+    )
+
+
+def test_bfloat16_attention_is_computed_in_float32():
+    lm = ppo_tiny.llama().eval().to(torch.bfloat16)
+    plain = policy_stats(lm, sequences(), 1.0, False).logprobs
+    use_float32_attention(lm, None)
+    got = policy_stats(lm, sequences(), 1.0, False).logprobs
+    exact = policy_stats(ppo_tiny.llama().eval(), sequences(), 1.0, False).logprobs
+    assert not torch.equal(got, plain)
+    assert (got - exact).abs().max() <= 0.2
+    assert lm.config.to_dict().get("attn_implementation") is None  # nothing of it is saved
 
 
 def test_chunks_of_the_head_give_the_same_values_and_gradients(monkeypatch):
