@@ -172,11 +172,9 @@ class Learner:
             batch.returns[rows][mask],
             cliprange_value=self.config.cliprange_value,
         )
-        found = {
-            "value_loss": out.loss.detach(),
-            "value_clipped": out.clipped,
-            "value_tokens": mask.sum(),
-        }
+        found = dict(
+            value_loss=out.loss.detach(), value_clipped=out.clipped, value_tokens=mask.sum()
+        )
         return Part(self.config.vf_coef * out.loss, found)
 
     def _policy_loss(self, networks: Any, batch: Batch, rows: Tensor) -> Part:
@@ -195,14 +193,14 @@ class Learner:
             dual_clip=config.dual_clip,
         )
         bonus = 0.0 if stats.entropy is None else config.entropy_coef * stats.entropy.sum()
-        found = {
-            "policy_loss": out.loss.detach(),
-            "ratio": out.ratio_sum,
-            "ratio_max": out.ratio_max,
-            "clipped": out.clipped,
-            "approx_kl": out.approx_kl,
-            "policy_tokens": mask.sum(),
-        }
+        found = dict(
+            policy_loss=out.loss.detach(),
+            ratio=out.ratio_sum,
+            ratio_max=out.ratio_max,
+            clipped=out.clipped,
+            approx_kl=out.approx_kl,
+            policy_tokens=mask.sum(),
+        )
         return Part(out.loss - bonus, found)
 
     def _ptx(self, ptx: Sequences, n: int, progress: Progress, sums: Sums) -> Tensor:
