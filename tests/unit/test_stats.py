@@ -196,3 +196,22 @@ def test_jackknife_of_a_mean_is_its_clustered_stderr():
     sums = np.stack([np.bincount(labels), np.bincount(labels, weights=values)], 1).astype(float)
     jackknife = stats.smooth(sums, lambda t: t[1] / t[0])
     assert jackknife.stderr == pytest.approx(stats.mean_with_ci(values, list(labels)).stderr)
+
+
+def test_signs_are_twice_a_share_minus_one():
+    shares = stats.mean_with_ci([1, 1, 0, 1, 0], list("aabbc"), kind="wilson")
+    signs = stats.mean_with_ci([1, 1, -1, 1, -1], list("aabbc"), kind="signs")
+    assert signs.value == pytest.approx(2 * shares.value - 1)
+    assert signs.stderr == pytest.approx(2 * shares.stderr)
+    assert signs.ci95 == pytest.approx([2 * end - 1 for end in shares.ci95])
+    assert stats.mean_with_ci([1.0], kind="signs") == stats.Estimate(1.0, None, None, 1)
+    assert stats.mean_with_ci([None], kind="signs").value is None
+
+
+def test_a_jackknife_without_spread_is_no_certainty():
+    sums = np.ones((20, 2))
+    free = stats.smooth(sums, lambda t: t[1] / t[0])
+    assert free.ci95 == (1.0, 1.0)
+    low, high = stats.smooth(sums, lambda t: t[1] / t[0], limits=(-1.0, 1.0)).ci95
+    assert low == pytest.approx(1 - 2 * 3.8415 / (20 + 3.8415), abs=1e-4)
+    assert high == 1.0
