@@ -194,7 +194,11 @@ def build(task: TaskFile, *, chat: bool, num_fewshot: int | None) -> Any:
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)
     _check_keys(config, task.path)
-    return _construct(ConfigurableTask, config, task)
+    made = _construct(ConfigurableTask, config, task)
+    from align.evaluation.fewshot import check_shots
+
+    check_shots(made)
+    return made
 
 
 def _compile_templates_once() -> None:

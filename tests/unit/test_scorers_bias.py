@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from align.errors import DataError
 from align.evaluation.scorers import bbq, crows
 
 
@@ -56,7 +55,7 @@ def test_the_stereotyped_person_in_other_categories(groups, info, target):
 
 def test_an_item_without_unknown_says_so():
     info = [["a", "old"], ["b", "nonOld"], ["c", "undetermined"]]
-    with pytest.raises(DataError, match="exactly one of the three must be 'unknown'"):
+    with pytest.raises(ValueError, match="exactly one of the three must be 'unknown'"):
         bbq.score(question(info=info), 0)
 
 

@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.errors import DataError
 from align.evaluation import stats
 from align.evaluation.results import Metric
 from align.evaluation.scorers import common
@@ -131,12 +130,12 @@ def unknown_index(doc: Mapping[str, Any]) -> int:
     """Which of the three answers is UNKNOWN: the one so labelled, however it is worded.
 
     Raises:
-        DataError: none is, or several are.
+        ValueError: none is, or several are.
     """
     labels = [str(doc["answer_info"][f"ans{i}"][-1]) for i in range(3)]
     unknown = [i for i, label in enumerate(labels) if _squeeze(label) == "unknown"]
     if len(unknown) != 1:
-        raise DataError(
+        raise ValueError(
             f"answer_info has the labels {labels}; exactly one of the three must be 'unknown'"
         )
     return unknown[0]
