@@ -196,3 +196,27 @@ def test_floors_of_multiple_choice() -> None:
     assert floors["longest_answer"] == 0.5
     assert 0.4 < floors["permuted_labels"] < 0.6
     assert aggregate.floors_of(None, [rows[0]] * 5, choices[:5], seed=0) == {}
+
+
+@pytest.mark.parametrize("gone", ["tasks", "model", "tasks.own.metrics"])
+def test_a_results_file_with_a_part_missing_says_which(tmp_path, gone) -> None:
+    entry = {"metrics": {}, "n": 1, "data_sha256": "0"}
+    found = {"schema": 1, "model": {}, "created": "", "missing": [], "tasks": {"own": entry}}
+    (entry if "metrics" in gone else found).pop(gone.rpartition(".")[2])
+    results.write_json(tmp_path / "results.json", found)
+    with pytest.raises(EvalError, match=rf"lacks {gone}: it was cut or edited; evaluate"):
+        results.read_results(tmp_path)
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch) -> None:
+    results.write_json(tmp_path / "results.json", {"a": 1})
+
+    def full(path, text, **_):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        results.write_json(tmp_path / "results.json", {"a": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert '"a": 1' in (tmp_path / "results.json").read_text()
