@@ -194,7 +194,12 @@ def needed_n(effect: float, stderr: float, n: int) -> int | None:
     """Items needed to detect an effect with 80% power, judging by the stderr seen on n items."""
     if effect == 0 or n < 2:
         return None
-    return int(np.ceil(n * (power_factor() * stderr / abs(effect)) ** 2))
+    needed, df = 0.0, float("inf")
+    while True:  # the fewer items, the wider t: from the normal one upwards
+        more = float(np.ceil(n * (power_factor(df) * stderr / abs(effect)) ** 2))
+        if more <= needed:
+            return int(needed)
+        needed, df = more, max(1.0, more - 1)
 
 
 def power_factor(df: float = float("inf")) -> float:
@@ -270,7 +275,8 @@ def _scored(values: Values, clusters: Clusters | None) -> tuple[Floats, NDArray[
 def _wilson(p: float, n: int, spread: Spread, labels: NDArray[np.int64]) -> Interval:
     """Wilson's score interval with the effective number of independent items."""
     groups = int(labels.max()) + 1
-    effective = p * (1 - p) / spread.stderr**2 if spread.stderr > 0 else float(groups)
+    clustered = groups < n and spread.stderr > 0
+    effective = p * (1 - p) / spread.stderr**2 if clustered else float(groups)
     z = float(special.ndtri((1 + LEVEL) / 2))
     if groups < n:
         z = float(special.stdtrit(spread.df, (1 + LEVEL) / 2))

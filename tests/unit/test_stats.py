@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
 from align.evaluation import stats
 
@@ -215,3 +216,28 @@ def test_a_jackknife_without_spread_is_no_certainty():
     low, high = stats.smooth(sums, lambda t: t[1] / t[0], limits=(-1.0, 1.0)).ci95
     assert low == pytest.approx(1 - 2 * 3.8415 / (20 + 3.8415), abs=1e-4)
     assert high == 1.0
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 20), (7, 20), (20, 20), (1, 3), (299, 300)])
+def test_wilson_is_scipys(right, n):
+    expected = scipy_stats.binomtest(right, n).proportion_ci(method="wilson")
+    got = stats.mean_with_ci([1.0] * right + [0.0] * (n - right)).ci95
+    assert got == pytest.approx((expected.low, expected.high))
+
+
+def test_a_paired_mean_is_scipys():
+    rng = np.random.default_rng(8)
+    a = rng.normal(size=30)
+    b = a + rng.normal(0.3, 1, 30)
+    got, expected = stats.paired(b, a), scipy_stats.ttest_rel(b, a)
+    assert got.p == pytest.approx(expected.pvalue)
+    assert got.ci95 == pytest.approx(expected.confidence_interval())
+
+
+@pytest.mark.parametrize("effect", [0.3, 0.9])
+def test_needed_n_has_the_power_that_it_promises(effect):
+    rng = np.random.default_rng(9)
+    n = stats.needed_n(effect, 0.1, 100)
+    draws = rng.normal(effect, 1, (4000, n))
+    power = (scipy_stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean()
+    assert 0.77 <= power <= 0.86
