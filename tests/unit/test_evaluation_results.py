@@ -220,3 +220,24 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch) -> None:
         results.write_json(tmp_path / "results.json", {"a": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
     assert '"a": 1' in (tmp_path / "results.json").read_text()
+
+
+def test_toxicity_by_two_classifiers_is_refused(tmp_path) -> None:
+    for name in ("original", "unbiased"):
+        entry = {"version": 1, "data_sha256": "0", "num_fewshot": 0, "metrics": {}}
+        entry["judges"] = {"toxicity classifier": {"error": None, "reason": "x"}}
+        settings = {"toxicity_classifier": {"name": name, "sha256": name}}
+        found = {"schema": 1, "model": {}, "settings": settings, "tasks": {"bold": entry}}
+        results.write_json(tmp_path / name / "results.json", found)
+    with pytest.raises(EvalError, match="by two classifiers, original and unbiased; evaluate"):
+        compare.compare(tmp_path / "original", tmp_path / "unbiased")
+
+
+def test_a_damaged_item_file_is_told_with_its_line(tmp_path) -> None:
+    for name in ("a", "b"):
+        entry = {"version": 1, "data_sha256": "0", "num_fewshot": 0, "metrics": {}}
+        found = {"schema": 1, "model": {}, "tasks": {"own": entry}}
+        results.write_json(tmp_path / name / "results.json", found)
+        results.write_jsonl(tmp_path / name / "items" / "own.jsonl", [{"id": "1"}])
+    with pytest.raises(EvalError, match=r"own\.jsonl line 1 is no scored item; evaluate again"):
+        compare.compare(tmp_path / "a", tmp_path / "b")
