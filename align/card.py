@@ -173,7 +173,7 @@ def _local(name: str, child: Path) -> Path | None:
 def data_source(row: Mapping[str, Any]) -> DataSource:
     """A data row of lineage.json with what its data card adds."""
     name = str(row.get("card", "unknown"))
-    path = Path(name) if name.endswith(".md") else paths.DATA_CARDS / f"{name}.md"
+    path = Path(name) if name.endswith(".md") else paths.data_card(name)
     front = _front_matter(path)
     source = front.get("align") or {}
     hub = source.get("hub") or source.get("hub_id") or source.get("path")

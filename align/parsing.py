@@ -148,13 +148,20 @@ def _mapping(loader: _Strict, node: yaml.MappingNode) -> dict[Any, Any]:
 _Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
-def strict_yaml(text: str) -> Any:
-    """The content of a YAML text.
+class _WithFunctions(_Strict):
+    """Reads lm-eval's ``!function …`` as plain text."""
+
+
+_WithFunctions.add_constructor("!function", lambda loader, node: str(node.value))
+
+
+def strict_yaml(text: str, *, functions: bool = False) -> Any:
+    """The content of a YAML text; with ``functions`` lm-eval's ``!function`` is plain text in it.
 
     Raises:
         yaml.YAMLError: not YAML, or a key that stands twice in a mapping.
     """
-    return yaml.load(text, Loader=_Strict)
+    return yaml.load(text, Loader=_WithFunctions if functions else _Strict)
 
 
 def overrides(settings: Sequence[str]) -> dict[str, dict[str, Any]]:

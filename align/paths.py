@@ -19,6 +19,12 @@ QUICKSTART_BASE = PACKAGE / "quickstart" / "base"
 QUICKSTART_TOXICITY = PACKAGE / "quickstart" / "toxicity"
 
 
+def data_card(name: str) -> Path:
+    """Where the card of a name is: shipped, else in the folder data_cards/ where people stand."""
+    shipped = DATA_CARDS / f"{name}.md"
+    return shipped if shipped.is_file() else Path.cwd() / "data_cards" / f"{name}.md"
+
+
 def shown(path: Path) -> Path:
     """A path as people type it: from the folder in which they stand, where it lies below."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

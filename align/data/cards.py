@@ -134,9 +134,10 @@ class Card:
 
 
 def card_names(folder: Path | None = None) -> list[str]:
-    """Names of the cards in a folder; default: those that come with align."""
-    files = (folder or paths.DATA_CARDS).glob("*.md")
-    return sorted(path.stem for path in files if path.stem != "README")
+    """Names of the cards in a folder; default: those that come with align, and ./data_cards."""
+    folders = [folder] if folder else [paths.DATA_CARDS, Path.cwd() / "data_cards"]
+    files = (path for place in folders for path in place.glob("*.md"))
+    return sorted({path.stem for path in files} - {"README"})
 
 
 def load_card(name_or_path: str | Path) -> Card:
@@ -147,7 +148,7 @@ def load_card(name_or_path: str | Path) -> Card:
     """
     text = str(name_or_path)
     if text in card_names():
-        return read_card(paths.DATA_CARDS / f"{text}.md")
+        return read_card(paths.data_card(text))
     path = Path(text).expanduser()
     if path.is_file() and path.suffix == ".md":
         return read_card(path)

@@ -212,12 +212,14 @@ def facts_markdown(card: Card, facts: Facts) -> str:
 
 
 def write_facts(path: Path, markdown: str) -> None:
-    """Put the facts between the marks of a card.
+    """Put the facts between the marks of a card; a card without marks gets them at its end.
 
     Raises:
-        DataError: the card has no marks.
+        DataError: the card has one mark and not the other.
     """
     text = path.read_text(encoding="utf-8")
+    if START not in text and END not in text:
+        text = f"{text.rstrip()}\n\n## Computed\n\n{START}\n{END}\n"
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:

@@ -12,7 +12,7 @@ from align.evaluation.results import Metric
 from align.evaluation.stats import mean_with_ci
 
 Rows = Sequence[Mapping[str, Any]]
-RESAMPLES = 200
+RESAMPLES = 1000
 MOST_REPEATS, MOST_FLOOR = 20, 1000  # draws of a random scorer; items of a floor
 SHARES = ("acc", "acc_norm", "accuracy")  # main metrics of which floors_of is the floor
 
@@ -89,15 +89,19 @@ def _aggregated(
     value = float(function(scored))
     if len(groups) < 2:
         return value, None, None, len(scored)
-    rng, members = Random(0), list(groups.values())
-    draws = sorted(
-        float(function([v for g in rng.choices(members, k=len(members)) for v in g]))
-        for _ in range(RESAMPLES)
+    from scipy import stats as scipy_stats
+
+    members = list(groups.values())
+    drawn = scipy_stats.bootstrap(
+        (np.arange(len(members)),),
+        lambda places: float(function([v for place in places for v in members[place]])),
+        vectorized=False,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
     )
-    centre = sum(draws) / RESAMPLES
-    stderr = (sum((d - centre) ** 2 for d in draws) / (RESAMPLES - 1)) ** 0.5
-    low, high = draws[round(0.025 * RESAMPLES)], draws[round(0.975 * RESAMPLES) - 1]
-    return value, stderr, (low, high), len(scored)
+    low, high = drawn.confidence_interval
+    return value, float(drawn.standard_error), (float(low), float(high)), len(scored)
 
 
 def _unmeasured(spec: Mapping[str, Any]) -> Metric:

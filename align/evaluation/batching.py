@@ -22,7 +22,8 @@ TOKENS_ON_GPU = 131_072
 SCORING_SHARE = 0.25  # of that for scoring; smaller batches fit the processor's caches
 COMPANY = 16  # rows of a matrix product from which on each is computed the same way
 STEM = 16  # what shared contexts are padded to a multiple of
-MAX_LOGITS = 32_000_000  # floats of logits alive at once
+LOGITS_ON_CPU = 8_000_000  # floats at once: glibc gives larger buffers back, and gets them zeroed
+LOGITS_ON_GPU = 32_000_000
 
 
 class Cost(NamedTuple):
@@ -51,7 +52,9 @@ class Batcher:
 
     def __init__(self, device: torch.device, size: int | str, vocabulary: int) -> None:
         self.device, self.size, self.vocabulary = device, size, vocabulary
-        self.budget = TOKENS_ON_CPU if device.type == "cpu" else TOKENS_ON_GPU
+        on_cpu = device.type == "cpu"
+        self.budget = TOKENS_ON_CPU if on_cpu else TOKENS_ON_GPU
+        self.most_logits = LOGITS_ON_CPU if on_cpu else LOGITS_ON_GPU
 
     def run(
         self,
@@ -79,7 +82,7 @@ class Batcher:
         return (
             cost.rows * cost.length > self.budget
             or cost.scored > SCORING_SHARE * self.budget
-            or cost.rows * cost.kept * self.vocabulary > MAX_LOGITS
+            or cost.rows * cost.kept * self.vocabulary > self.most_logits
         )
 
     def _guarded(self, batch: list[T], run: Callable[[list[T]], None]) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def main(args: list[str]) -> int | None:
         _sweep(options)
         return None
     from align.evaluation.export import export
-    from align.evaluation.gates import check_gates, parse_gate
+    from align.evaluation.gates import check_askable, check_gates, parse_gate
     from align.evaluation.look import look
     from align.evaluation.processes import launch, leave, started_by_a_launcher
     from align.evaluation.results import legend
@@ -32,15 +33,17 @@ def main(args: list[str]) -> int | None:
 
     gates = [parse_gate(text) for text in options.gate]
     models = [options.model or newest_checkpoint(), *options.baseline]
-    for model in models:
-        look(model, options.suite, options.include_path)
+    looked = [look(model, options.suite, options.include_path) for model in models]
+    check_askable(gates, [file.name for file in looked[0].files], len(options.baseline))
+    outputs = [options.output, *[None] * len(options.baseline)]
+    outputs = [folder or _folder(m) for folder, m in zip(outputs, models, strict=True)]
+    for folder in outputs:
+        _check_writable(folder)
     if options.processes > 1 and not started_by_a_launcher():
         return launch(options.processes, args)
     with quick_imports():
         from align.evaluation.run import evaluate
 
-    outputs = [options.output, *[None] * len(options.baseline)]
-    outputs = [folder or _folder(m) for folder, m in zip(outputs, models, strict=True)]
     results = [
         evaluate(
             model,
@@ -217,6 +220,22 @@ def _folder(model: str) -> Path:
     path = Path(model)
     name = "-".join(path.resolve().parts[-2:]) if path.exists() else model.replace("/", "--")
     return Path("runs") / "eval" / name
+
+
+def _check_writable(folder: Path) -> None:
+    """Find out before the work whether its results can be kept; nothing stays there.
+
+    Raises:
+        ConfigError: a file is in the way, or nothing can be written there.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there):
+            return
+    except OSError as error:
+        raise ConfigError(
+            f"results can't go to {folder}: {there}: {error.strerror}; give another --output"
+        ) from error
 
 
 def _tax(models: list[str], outputs: list[Path]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from align.evaluation import items, results
 from align.evaluation.embedded import read_jsonl
 from align.evaluation.stats import holm, paired
 
+P = "Chance of a difference this large if there were none, Holm-corrected over all rows."
 Rows = dict[str, Mapping[str, Any]]
 
 
@@ -52,6 +53,7 @@ def _task(
                 f"{task}: {what} is {one.get(what)} in {a} and {two.get(what)} in {b}; items that "
                 "differ can't be paired: evaluate both with the same task"
             )
+    _check_judge(task, first, second)
     rows_a, rows_b = _rows(a, task), _rows(b, task)
     _check_same(task, rows_a, rows_b, a, b)
     shots = (one["num_fewshot"], two["num_fewshot"])
@@ -69,7 +71,24 @@ def _rows(path: Path, task: str) -> Rows:
     file = items.item_file(folder, task)
     if not file.is_file():
         raise EvalError(f"no item scores at {file}; evaluate again with --output {folder}")
-    return {row["id"]: row for row in read_jsonl(file)}
+    rows = read_jsonl(file)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not {"id", "cluster", "scores"} <= row.keys():
+            raise EvalError(f"{file} line {number} is no scored item; evaluate again")
+    return {row["id"]: row for row in rows}
+
+
+def _check_judge(task: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    """Refuse toxicity that two classifiers measured."""
+    if not any("toxicity" in judge for judge in first["tasks"][task].get("judges") or ()):
+        return
+    chosen = [(r.get("settings") or {}).get("toxicity_classifier") or {} for r in (first, second)]
+    if chosen[0].get("sha256") != chosen[1].get("sha256"):
+        names = " and ".join(str(c.get("name")) for c in chosen)
+        raise EvalError(
+            f"{task}: toxicity was measured by two classifiers, {names}; evaluate both with the "
+            "same --toxicity-model"
+        )
 
 
 def _check_same(task: str, one: Rows, two: Rows, a: Path, b: Path) -> None:
@@ -126,6 +145,8 @@ def table(compared: Mapping[str, Any]) -> str:
     for side in ("a", "b"):
         if compared[f"only_in_{side}"]:
             lines.append(f"only in {side}: {', '.join(compared[f'only_in_{side}'])}")
+    lines += ["", results.legend([compared])]
+    lines.append(f"  p: {P}")
     return "\n".join(lines)
 
 

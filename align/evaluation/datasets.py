@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.cards import load_card
-from align.data.sources import data_files, rows_of
+from align.data.sources import data_files, numbered_rows, rows_of
 from align.errors import DataError
 from align.evaluation.embedded import Items, read_jsonl
 
@@ -23,8 +23,33 @@ _MARKS = re.compile(r"<<[^>]*>>")
 _BRACKETS = re.compile(r"\[([^\]]*)\]")
 
 
-def bbq(**_: Any) -> Splits:
-    """BBQ: one row an item, clustered by question template."""
+def from_card(
+    card: str, config_source: str, fewshot_card: str | None = None, **_: Any
+) -> dict[str, Items]:
+    """Any set: the rows of the data cards that a task's metadata names, as they are.
+
+    ``card`` gives the split ``test``, ``fewshot_card`` the split ``fewshot``. A path is relative to
+    the task's YAML file. A row without a column ``id`` gets its number.
+    """
+    cards = {"test": card, "fewshot": fewshot_card}
+    return {
+        split: Items(
+            {"id": str(number), **row}
+            for number, row in numbered_rows(load_card(beside(name, config_source)))
+        )
+        for split, name in cards.items()
+        if name
+    }
+
+
+def beside(card: str, config_source: str) -> str:
+    """A card's path as seen from the folder of a task's YAML file; a name stays as it is."""
+    path = Path(config_source).parent / Path(card).expanduser()
+    return str(path) if path.is_file() else card
+
+
+def bbq(card: str = "bbq", config_source: str = "", **_: Any) -> Splits:
+    """BBQ: one row an item, clustered by question template; ``card``: of other categories."""
     return _test(
         {
             **row,
@@ -32,7 +57,7 @@ def bbq(**_: Any) -> Splits:
             "cluster": f"{row['category']}/{row['question_index']}",
             "choices": [row[f"ans{i}"] for i in range(3)],
         }
-        for _, row in _card_rows("bbq")
+        for _, row in _card_rows(beside(card, config_source))
     )
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MIN_SHARED = 256  # tokens saved that are worth one more forward pass
 TRIES = 24  # draws for one token; at top_p 0.9 one in 10^24 tokens needs more
+BLOCK = 256  # tokens of the vocabulary that are summed before a draw looks inside
+PICKED = 2_000_000  # probabilities at once on a CPU: larger buffers go back to the system each time
 COMPACT_AT = 0.85  # share of live rows at which the others leave the batch
 KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}
 
@@ -86,33 +88,69 @@ def pick(logits: torch.Tensor, how: Settings, u: torch.Tensor | None) -> torch.T
     """
     if how.temperature == 0 or u is None:
         return logits.argmax(-1)
-    probs = (logits.float() / how.temperature).softmax(-1)
-    cdf = probs.cumsum(-1, dtype=torch.float64)
-    chosen = _draw(cdf, u[:, 0])
+    at_once = max(1, PICKED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    parts = zip(logits.split(at_once), u.split(at_once), strict=True)
+    return torch.cat([_sample(part, how, numbers) for part, numbers in parts])
+
+
+def _sample(logits: torch.Tensor, how: Settings, u: torch.Tensor) -> torch.Tensor:
+    """Samples (B,) from logits (B, V) by uniforms u (B, TRIES): see `pick`."""
+    logits = logits.float()
+    probs = (logits if how.temperature == 1 else logits / how.temperature).softmax(-1)
+    ends = block_sums(probs).cumsum(-1, dtype=torch.float64)
+    chosen = _draw(probs, ends, u[:, 0])
     if how.top_p >= 1 and not how.top_k:
         return chosen
-    rows = torch.arange(len(chosen), device=chosen.device)
+    rows = _outside(probs, chosen, how).nonzero()[:, 0]
     for attempt in range(1, TRIES + 1):
-        rows = rows[~_inside(probs[rows], chosen[rows], how)]
         if not len(rows):
             break
+        left = probs[rows]
         retry = attempt < TRIES  # else: what is left, rarely anything, gets its best token
-        chosen[rows] = _draw(cdf[rows], u[rows, attempt]) if retry else probs[rows].argmax(-1)
+        new = _draw(left, ends[rows], u[rows, attempt]) if retry else left.argmax(-1)
+        chosen[rows] = new
+        rows = rows[_outside(left, new, how)]
     return chosen
 
 
-def _draw(cdf: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """The tokens (B,) at quantile u (B,) of a cumulated distribution (B, V)."""
-    at = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0]
-    return at.clamp(max=cdf.shape[-1] - 1)
+def block_sums(x: torch.Tensor) -> torch.Tensor:
+    """Sums (B, ceil(V / BLOCK)) of neighbours in x (B, V).
+
+    A cumulated sum of the whole vocabulary is many times slower. Nor do B or the number of threads
+    change how these are added up.
+    """
+    whole = x.shape[1] // BLOCK * BLOCK
+    sums = x[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1)
+    return sums if whole == x.shape[1] else torch.cat([sums, x[:, whole:].sum(-1)[:, None]], 1)
 
 
-def _inside(probs: torch.Tensor, tokens: torch.Tensor, how: Settings) -> torch.Tensor:
-    """(B,) True where a token belongs to the nucleus and to the top k."""
+def _draw(probs: torch.Tensor, ends: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """The tokens (B,) at quantile u (B,) of distributions (B, V) whose blocks end at (B, N)."""
+    block, rest = _at(ends, u * ends[:, -1])
+    places = block[:, None] * BLOCK + torch.arange(BLOCK, device=probs.device)
+    inside = probs.gather(1, places.clamp(max=probs.shape[1] - 1))
+    inside = inside * (places < probs.shape[1])
+    within, _ = _at(inside.cumsum(-1, dtype=torch.float64), rest)
+    return block * BLOCK + within
+
+
+def _at(ends: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which of the parts that end at (B, N) holds value (B,), and how far inside it that is.
+
+    A value that rounding put behind the end belongs to the last part that isn't empty.
+    """
+    last = torch.searchsorted(ends, ends[:, -1:].contiguous())
+    at = torch.minimum(torch.searchsorted(ends, value[:, None], right=True), last)
+    before = ends.gather(1, (at - 1).clamp(min=0)).where(at > 0, ends.new_zeros(()))
+    return at[:, 0], value - before[:, 0]
+
+
+def _outside(probs: torch.Tensor, tokens: torch.Tensor, how: Settings) -> torch.Tensor:
+    """(B,) True where a token is not in the nucleus, or not among the top k."""
     own = probs.gather(1, tokens[:, None])
-    above = probs > own
-    inside = probs.where(above, probs.new_zeros(())).sum(-1) < how.top_p
-    return inside & (above.sum(-1) < how.top_k) if how.top_k else inside
+    above = torch.gt(probs, own, out=torch.empty_like(probs))  # 1.0 and 0.0: adds up faster
+    beyond = above.sum(-1) >= (how.top_k or probs.shape[1])
+    return beyond | (block_sums(above.mul_(probs)).sum(-1) >= how.top_p)
 
 
 class Stops:
@@ -129,10 +167,12 @@ class Stops:
         last = tokens[-1]
         if last in self.eos_ids:
             return True
+        if not self.until:
+            return False
         if last not in self.may_end:
             piece = self.tokenizer.decode([last])
             self.may_end[last] = "\ufffd" in piece or any(c in piece for c in self.ends)
-        if not self.until or not self.may_end[last]:
+        if not self.may_end[last]:
             return False
         tail = self.tokenizer.decode(tokens[-self.window :])
         return any(text in tail for text in self.until)
@@ -181,7 +221,6 @@ def generate(
     owners = _accompanied([p for p, n in enumerate(copies) for _ in range(n)], device)
     owner = torch.tensor(owners, device=device)
     cache = buffered(out.past_key_values, owner, how.max_new_tokens)
-    logits = out.logits[:, -1].index_select(0, owner)
     position = torch.tensor([len(p) for p in prompts], device=device).index_select(0, owner)
     mask = mask.index_select(0, owner)
     u = uniforms(seeds, how.max_new_tokens).to(device) if how.temperature else None
@@ -189,30 +228,37 @@ def generate(
     written: list[list[int]] = [[] for _ in seeds]
     live = list(range(len(seeds)))  # row of the batch -> completion; what follows is company
     over = [False] * len(seeds)
-    for step in range(how.max_new_tokens):
+
+    def picked(logits: torch.Tensor, step: int) -> torch.Tensor:
         rows = torch.tensor(live + live[:1] * (len(logits) - len(live)), device=device)
-        chosen = pick(logits, how, u[rows, step] if u is not None else None)
+        return pick(logits, how, u[rows, step] if u is not None else None)
+
+    chosen = picked(out.logits[:, -1].index_select(0, owner), 0)
+    for step in range(1, how.max_new_tokens + 1):
         for completion, token in zip(live, chosen.tolist(), strict=False):
             if not over[completion]:
                 written[completion].append(token)
                 over[completion] = stops(written[completion])
         kept = [r for r, completion in enumerate(live) if not over[completion]]
-        if not kept or step + 1 == how.max_new_tokens:
+        if not kept or step == how.max_new_tokens:
             break
-        if len(kept) <= COMPACT_AT * len(live) and len(_accompanied(kept, device)) < len(logits):
+        if len(kept) <= COMPACT_AT * len(live) and len(_accompanied(kept, device)) < len(mask):
             index = torch.tensor(_accompanied(kept, device), device=device)
             for layer in cache.layers:
                 layer.select(index)
             chosen, position, mask = chosen[index], position[index], mask[index]
             live = [live[r] for r in kept]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        out = _step(lm, chosen[:, None], position[:, None], mask, cache, keep=1)
-        logits, position = out.logits[:, -1], position + 1
+        # no name holds the logits: the next ones get their place, new memory comes zeroed
+        chosen = picked(
+            _step(lm, chosen[:, None], position[:, None], mask, cache, keep=1).logits[:, -1], step
+        )
+        position = position + 1
     return [stops.text(tokens) for tokens in written]
 
 
 def _accompanied(rows: list[int], device: torch.device) -> list[int]:
-    """Rows of one token each, with the company that a CPU needs (see `batching`)."""
+    """Rows of one token each, with the company that few of them need on a CPU (see `batching`)."""
     return rows + rows[:1] * (-len(rows) % COMPANY if device.type == "cpu" else 0)
 
 

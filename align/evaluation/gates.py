@@ -42,6 +42,26 @@ def parse_gate(text: str) -> Gate:
     return Gate(text.strip(), name, comparison, float(bound) / (100 if unit else 1))
 
 
+def check_askable(gates: Sequence[Gate], tasks: Sequence[str], baselines: int) -> None:
+    """Refuse gates on what will not be measured, before anything is.
+
+    Raises:
+        EvalError: a gate on a tax without a baseline, or on a task that isn't evaluated.
+    """
+    for gate in gates:
+        first, _, rest = gate.name.partition(".")
+        if first == "tax" and not baselines:
+            raise EvalError(
+                f"the gate {gate.text} needs a tax, but none is measured; give --baseline, the "
+                "model to compare with"
+            )
+        asked = rest if first == "tax" else first
+        if asked and asked not in tasks:
+            raise EvalError(
+                f"the gate {gate.text} speaks of {asked!r}; measured will be: {', '.join(tasks)}"
+            )
+
+
 def check_gates(
     results: Mapping[str, Any], tax: Mapping[str, Any] | None, gates: Sequence[Gate]
 ) -> list[str]:

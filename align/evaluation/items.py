@@ -143,11 +143,11 @@ def rows(task: Any, items: Sequence[Item]) -> list[dict[str, Any]]:
 def _row(task: Any, item: Item) -> dict[str, Any]:
     metadata = task.config.metadata or {}
     doc = item.doc
-    name = str(doc.get(metadata.get("id", "id")) or content_id(doc))
+    name = _label(doc, metadata.get("id", "id")) or content_id(doc)
     row: dict[str, Any] = {
         "task": task.task_name,
         "id": name,
-        "cluster": str(doc.get(metadata.get("cluster", "cluster")) or name),
+        "cluster": _label(doc, metadata.get("cluster", "cluster")) or name,
         "prompt": _prompt(item),
         **_outputs(item),
         "gold": None,
@@ -168,6 +168,12 @@ def _row(task: Any, item: Item) -> dict[str, Any]:
     if row["unscored_reason"] is None and not _is_scored(row["scores"], main):
         row["unscored_reason"] = f"no {main or 'score'}"
     return row
+
+
+def _label(doc: dict[str, Any], column: str) -> str:
+    """What an item is called in a column, 0 included; empty where it has nothing there."""
+    value = doc.get(column)
+    return "" if value is None else str(value)
 
 
 def _no_gold(task: Any, doc: dict[str, Any], gold: Any) -> str | None:

@@ -71,8 +71,11 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def _replace(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)  # what a full disk left of it
 
 
 def evaluation_folder(path: Path) -> Path:
@@ -100,7 +103,20 @@ def read_results(path: Path) -> dict[str, Any]:
         raise EvalError(
             f"{file} has schema {schema!r}, this version reads {SCHEMA}; evaluate the model again"
         )
+    lacking = _lacking(results)
+    if lacking:
+        raise EvalError(f"{file} lacks {lacking}: it was cut or edited; evaluate the model again")
     return dict(results)
+
+
+def _lacking(results: Mapping[str, Any]) -> str | None:
+    """The first part of a results.json that should be there and is not."""
+    parts = {key: results.get(key) for key in ("model", "tasks")}
+    if isinstance(parts["tasks"], dict):
+        for task, entry in parts["tasks"].items():
+            inside = entry if isinstance(entry, dict) else {}
+            parts[f"tasks.{task}.metrics"] = inside.get("metrics")
+    return next((name for name, value in parts.items() if not isinstance(value, dict)), None)
 
 
 # ---------------------------------------------------------------- a table for people

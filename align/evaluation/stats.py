@@ -21,6 +21,7 @@ Clusters = Sequence[object]
 Interval = tuple[float, float]
 POWER = 0.8
 LEVEL = 0.95
+TINY = 1e-18  # variance that is rounding
 
 
 class Estimate(NamedTuple):
@@ -56,7 +57,7 @@ def mean_with_ci(
     values: Values,
     clusters: Clusters | None = None,
     *,
-    kind: Literal["auto", "t", "wilson", "bootstrap"] = "auto",
+    kind: Literal["auto", "t", "wilson", "signs", "bootstrap"] = "auto",
     seed: int = 0,
 ) -> Estimate:
     """The mean of item scores with a 95% interval.
@@ -64,10 +65,13 @@ def mean_with_ci(
     Args:
         values: One score an item; None and NaN are unscored.
         clusters: One label an item; None makes every item its own cluster.
-        kind: ``t`` (mean ± t·stderr), ``wilson`` (scores of 0 and 1), ``bootstrap`` (over
+        kind: ``t`` (mean ± t·stderr), ``wilson`` (scores of 0 and 1), ``signs`` (scores of −1 and
+            1: Wilson's interval of the share of 1s, brought to −1 … 1), ``bootstrap`` (over
             clusters), ``auto`` (wilson where all scores are 0 or 1, else t).
         seed: Of the bootstrap.
     """
+    if kind == "signs":
+        return _of_signs(mean_with_ci((_floats(values) + 1) / 2, clusters, kind="wilson"))
     scores, labels, unscored = _scored(values, clusters)
     if len(scores) == 0:
         return Estimate(None, None, None, 0, unscored)
@@ -86,6 +90,16 @@ def mean_with_ci(
     else:
         interval = t_interval(value, spread)
     return Estimate(value, spread.stderr, interval, len(scores), unscored)
+
+
+def _of_signs(share: Estimate) -> Estimate:
+    """The mean of −1s and 1s from the share of 1s."""
+    if share.value is None or share.stderr is None or share.ci95 is None:
+        return share._replace(value=None if share.value is None else 2 * share.value - 1)
+    low, high = share.ci95
+    return Estimate(
+        2 * share.value - 1, 2 * share.stderr, (2 * low - 1, 2 * high - 1), share.n, share.unscored
+    )
 
 
 def clustered_stderr(scores: Floats, labels: NDArray[np.int64]) -> Spread | None:
@@ -107,7 +121,9 @@ def t_interval(value: float, spread: Spread) -> Interval:
     return (value - half, value + half)
 
 
-def smooth(sums: Floats, function: Callable[[Floats], float]) -> Estimate:
+def smooth(
+    sums: Floats, function: Callable[[Floats], float], limits: Interval | None = None
+) -> Estimate:
     """A smooth function of totals, with its jackknife over clusters.
 
     For numbers that are no mean of item scores, such as a product of two rates.
@@ -115,6 +131,9 @@ def smooth(sums: Floats, function: Callable[[Floats], float]) -> Estimate:
     Args:
         sums: (G, K) what each cluster adds to each of K totals; column 0 counts its items.
         function: (K,) totals -> the number; NaN where it has no value.
+        limits: what the number can't leave. Where no cluster differs from the others, and the
+            jackknife sees no spread, Wilson's share of clusters that may differ unseen,
+            z²/(G + z²), is taken to lie at a limit.
     """
     totals = sums.sum(axis=0)
     n = int(totals[0]) if len(sums) else 0
@@ -128,7 +147,14 @@ def smooth(sums: Floats, function: Callable[[Floats], float]) -> Estimate:
         return Estimate(value, None, None, n)
     variance = (groups - 1) / groups * float(((left_out - left_out.mean()) ** 2).sum())
     spread = Spread(variance**0.5, groups - 1)
-    return Estimate(value, spread.stderr, t_interval(value, spread), n)
+    low, high = t_interval(value, spread)
+    if limits is not None:
+        z = float(special.ndtri((1 + LEVEL) / 2)) if variance < TINY else 0.0
+        unseen = z * z / (groups + z * z)
+        low -= unseen * (value - limits[0])
+        high += unseen * (limits[1] - value)
+        low, high = max(limits[0], low), min(limits[1], high)
+    return Estimate(value, spread.stderr, (low, high), n)
 
 
 def paired(a: Values, b: Values, clusters: Clusters | None = None) -> Paired:
@@ -168,7 +194,12 @@ def needed_n(effect: float, stderr: float, n: int) -> int | None:
     """Items needed to detect an effect with 80% power, judging by the stderr seen on n items."""
     if effect == 0 or n < 2:
         return None
-    return int(np.ceil(n * (power_factor() * stderr / abs(effect)) ** 2))
+    needed, df = 0.0, float("inf")
+    while True:  # the fewer items, the wider t: from the normal one upwards
+        more = float(np.ceil(n * (power_factor(df) * stderr / abs(effect)) ** 2))
+        if more <= needed:
+            return int(needed)
+        needed, df = more, max(1.0, more - 1)
 
 
 def power_factor(df: float = float("inf")) -> float:
@@ -244,7 +275,8 @@ def _scored(values: Values, clusters: Clusters | None) -> tuple[Floats, NDArray[
 def _wilson(p: float, n: int, spread: Spread, labels: NDArray[np.int64]) -> Interval:
     """Wilson's score interval with the effective number of independent items."""
     groups = int(labels.max()) + 1
-    effective = p * (1 - p) / spread.stderr**2 if spread.stderr > 0 else float(groups)
+    clustered = groups < n and spread.stderr > 0
+    effective = p * (1 - p) / spread.stderr**2 if clustered else float(groups)
     z = float(special.ndtri((1 + LEVEL) / 2))
     if groups < n:
         z = float(special.stdtrit(spread.df, (1 + LEVEL) / 2))

@@ -8,7 +8,6 @@ import difflib
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,6 +16,7 @@ import yaml
 
 from align import paths
 from align.errors import AlignError, DataError, EvalError
+from align.evaluation import task_checks
 from align.evaluation.start import import_on_use
 from align.parsing import strict_yaml
 
@@ -98,10 +98,10 @@ def _of_file(path: Path, world: World, known: dict[str, Path]) -> Iterable[TaskF
     if not path.is_file():
         raise EvalError(f"no task or suite file at {path}; give an existing YAML file")
     name = _NAME.search(_text(path))
+    beside = {m[1]: p for p in path.parent.glob("*.yaml") if (m := _NAME.search(_text(p)))}
     if name:
-        beside = {m[1]: p for p in path.parent.glob("*.yaml") if (m := _NAME.search(_text(p)))}
         return _members(TaskFile(name[1], path.resolve()), {**known, **beside})
-    return _of_suite(path, world, known)
+    return _of_suite(path, world, {**known, **beside})
 
 
 def _of_suite(path: Path, world: World, known: dict[str, Path]) -> Iterable[TaskFile]:
@@ -119,7 +119,8 @@ def _of_suite(path: Path, world: World, known: dict[str, Path]) -> Iterable[Task
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise EvalError(
-            f"{path} lists {unknown[0]!r}, but there is no such task under {paths.EVALS}"
+            f"{path} lists {unknown[0]!r}, but there is no such task beside it or under "
+            f"{paths.EVALS}; give --include-path, the folder with its YAML file"
         )
     return [m for name in names for m in _members(TaskFile(name, known[name]), known)]
 
@@ -149,18 +150,11 @@ def _members(task: TaskFile, known: dict[str, Path]) -> list[TaskFile]:
     text = _text(task.path)
     if not re.search(r"^group:", text, re.MULTILINE):
         return [task]
-    members = yaml.load(text, Loader=_Lenient).get("task") or []
+    members = strict_yaml(text, functions=True).get("task") or []
     unknown = [name for name in members if name not in known]
     if unknown:
         raise EvalError(f"{task.path} lists {unknown[0]!r}, which is not a task here")
     return [TaskFile(name, known[name]) for name in members]
-
-
-class _Lenient(yaml.SafeLoader):
-    """Reads ``!function …`` as plain text."""
-
-
-_Lenient.add_constructor("!function", lambda loader, node: str(node.value))
 
 
 # ---------------------------------------------------------------- building a task
@@ -182,6 +176,7 @@ def build(task: TaskFile, *, chat: bool, num_fewshot: int | None) -> Any:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     _compile_templates_once()
     try:
+        strict_yaml(_text(task.path), functions=True)  # load_yaml takes the last of two equal keys
         config = load_yaml(task.path)
     except (yaml.YAMLError, ValueError, ImportError, AttributeError, OSError) as error:
         raise EvalError(f"{task.path} can't be read as a task: {error}") from error
@@ -193,8 +188,12 @@ def build(task: TaskFile, *, chat: bool, num_fewshot: int | None) -> Any:
     config["metadata"] = {**metadata, "config_source": str(task.path)}
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)
-    _check_keys(config, task.path)
-    return _construct(ConfigurableTask, config, task)
+    task_checks.check(config, task.path)
+    made = _construct(ConfigurableTask, config, task)
+    from align.evaluation.fewshot import check_shots
+
+    check_shots(made)
+    return made
 
 
 def _compile_templates_once() -> None:
@@ -203,17 +202,6 @@ def _compile_templates_once() -> None:
 
     if not hasattr(env.from_string, "cache_info"):
         env.from_string = lru_cache(maxsize=256)(env.from_string)
-
-
-def _check_keys(config: dict[str, Any], path: Path) -> None:
-    from lm_eval.config.task import TaskConfig
-
-    known = [f.name for f in fields(TaskConfig)]
-    unknown = sorted(set(config) - set(known))
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        raise EvalError(f"{path}: {unknown[0]} is not a key of an lm-eval task; {hint}")
 
 
 def _construct(cls: Any, config: dict[str, Any], task: TaskFile) -> Any:
@@ -231,6 +219,9 @@ def _construct(cls: Any, config: dict[str, Any], task: TaskFile) -> Any:
     except IndexError as error:
         raise EvalError(f"{task.name} has no items; its test split is empty") from error
     except Exception as error:
+        lacking = task_checks.lacks_split(config, error.args[0] if error.args else None)
+        if isinstance(error, KeyError) and lacking:
+            raise EvalError(f"{task.path}: {lacking}") from error
         raise EvalError(
             f"{task.path} can't be used as a task: {type(error).__name__}: {first_line(error)}"
         ) from error

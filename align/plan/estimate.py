@@ -155,7 +155,7 @@ def _rows(config: Any, plan: Plan) -> int | None:
 
 
 def _card_rows(name: str) -> int | None:
-    path = Path(name) if name.endswith(".md") else paths.DATA_CARDS / f"{name}.md"
+    path = Path(name) if name.endswith(".md") else paths.data_card(name)
     match = (
         re.match(r"---\n(.*?)\n---", path.read_text("utf-8"), re.DOTALL) if path.is_file() else None
     )

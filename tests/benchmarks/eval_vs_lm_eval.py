@@ -196,9 +196,9 @@ def bbq(repeats: int) -> list[dict[str, Any]]:
 
 
 def toxicity(repeats: int) -> list[dict[str, Any]]:
-    """25 samples a prompt, against lm-eval's default batch size and a larger one."""
+    """25 samples a prompt, against lm-eval's default batch size and larger ones."""
     n, found = 4, []
-    for size in (1, 32):
+    for size in (1, PEER_BATCH, 32):
         peer, ours = both()
         peer.batch_size_per_gpu = size
         asked = instances("generate_until", toxicity_requests(n))
@@ -254,8 +254,9 @@ def main() -> None:
     options = parser.parse_args()
     found = []
     for name in options.only:
-        found += BENCHMARKS[name](options.repeats)
-        for row in found[-2:] if name == "toxicity" else found[-1:]:
+        rows = BENCHMARKS[name](options.repeats)
+        found += rows
+        for row in rows:
             spread = f"{row['ratio_median']:.1f}x [{row['ratio_min']:.1f}, {row['ratio_max']:.1f}]"
             print(f"{row['name']}: {spread}  {row['setting']}", flush=True)
     if options.json:

@@ -10,7 +10,7 @@ from align import paths
 from align.data import card_names, data_files, load_card, load_mixture
 from align.data.cards import read_card
 from align.data.records import TRAINING_KINDS
-from align.data.suites import card_of_task, task_texts
+from align.data.suites import card_of_task, task_items, task_texts
 from align.data.validate import first_records, validate_card
 from align.errors import DataError
 
@@ -44,6 +44,17 @@ LOCAL = """  kind: prompt-completion
   local: [{path: rows.jsonl}]
   columns: {prompt: q, completion: a}
 """
+
+
+def test_cards_of_ones_own_stand_in_a_folder_data_cards(tmp_path, monkeypatch) -> None:
+    (tmp_path / "data_cards").mkdir()
+    front = "---\nalign:\n  kind: eval\n  local:\n    - path: x.jsonl\n      text: [q]\n---\n"
+    (tmp_path / "data_cards" / "capitals.md").write_text(front, encoding="utf-8")
+    (tmp_path / "data_cards" / "x.jsonl").write_text('{"q": "Where?"}\n', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert "capitals" in card_names() and "bbq" in card_names()
+    assert load_card("capitals").path == tmp_path / "data_cards" / "capitals.md"
+    assert task_items("capitals") == [("1", "Where?")]
 
 
 @pytest.mark.parametrize("name", card_names())

@@ -72,6 +72,17 @@ def test_check_writes_between_the_marks_and_nothing_else(mine: Path) -> None:
     assert mine.read_text(encoding="utf-8") == text
 
 
+def test_check_adds_the_marks_to_a_card_without_any(mine: Path) -> None:
+    bare = CARD.replace("<!-- computed:start -->", "").replace("<!-- computed:end -->", "")
+    mine.write_text(bare, encoding="utf-8")
+    cli.check(str(mine), write=True, log=lambda line: None)
+    text = mine.read_text(encoding="utf-8")
+    assert text.startswith(bare.rstrip())
+    assert "<!-- computed:start -->\n- Source read" in text
+    cli.check(str(mine), write=True, log=lambda line: None)
+    assert mine.read_text(encoding="utf-8") == text
+
+
 def test_check_needs_marks(mine: Path) -> None:
     mine.write_text(CARD.replace("<!-- computed:end -->", ""), encoding="utf-8")
     with pytest.raises(DataError, match="lacks the lines <!-- computed:start -->"):

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import evaluation_helpers
-import yaml
 
 from align import paths
 from align.data.cards import card_names, read_card
 from align.evaluation import suites
 from align.evaluation.run import evaluate
+from align.parsing import strict_yaml
 
 TEXT = (paths.EVALS / "README.md").read_text("utf-8")
 ROW = re.compile(r"^\| `(\w+)` \| `(\w+)` \| (↑|↓|ideal [\d.]+) \|", re.MULTILINE)
@@ -27,7 +27,7 @@ def task_configs() -> dict[str, Any]:
 
 def read_task(path: Path) -> dict[str, Any]:
     """A task file laid over the one that it includes."""
-    config = yaml.load(path.read_text("utf-8"), suites._Lenient)
+    config = strict_yaml(path.read_text("utf-8"), functions=True)
     included = config.pop("include", None)
     return {**(read_task(path.parent / included) if included else {}), **config}
 

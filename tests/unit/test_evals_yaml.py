@@ -1,10 +1,10 @@
 """Every shipped task and suite file parses, and is complete."""
 
 import pytest
-import yaml
 
 from align import paths
 from align.evaluation import suites
+from align.parsing import strict_yaml
 
 TASKS = sorted(suites.task_files().items())
 SUITES = sorted((paths.EVALS / "suites").glob("*.yaml"))
@@ -13,7 +13,7 @@ ARROWS = (True, False, None)
 
 @pytest.mark.parametrize(("name", "path"), TASKS, ids=[name for name, _ in TASKS])
 def test_a_task_file_is_complete(name, path) -> None:
-    config = yaml.load(path.read_text(encoding="utf-8"), Loader=suites._Lenient)
+    config = strict_yaml(path.read_text(encoding="utf-8"), functions=True)
     if "group" in config or "include" in config:
         pytest.skip("made of other files")
     assert config["task"] == name

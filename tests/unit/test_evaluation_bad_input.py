@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from evaluation_helpers import save
 from test_evaluation_run import TASK, docs, own_task
 
 from align import cli, paths
 from align.errors import run_main
 from align.evaluation import suites
+from align.parsing import strict_yaml
 
 UNKNOWN_KIND = b'{"model_type": "no-such-kind", "architectures": ["OddForCausalLM"]}'
 
@@ -94,6 +94,13 @@ def test_missing_data(model, tmp_path, capsys) -> None:
         (TASK + "doc_to_txt: x\n", "doc_to_txt is not a key of an lm-eval task; did you mean doc_"),
         (TASK + "metadata: [\n", "can't be read as a task"),
         (TASK.replace("embedded.facts", "embedded.fact"), "can't be read as a task"),
+        (TASK + "task: again\n", "the key 'task' stands twice"),
+        (TASK.replace("higher_is_better", "higer_is_better"), "did you mean higher_is_better?"),
+        (TASK.replace("aggregation: mean", "aggregation: maen"), "no aggregation 'maen'; did you"),
+        (TASK.replace("main:", "mian:"), "mian is read by nobody; did you mean main?"),
+        (TASK.replace("main: accuracy", "main: acuracy"), "is not in metric_list; did you mean ac"),
+        (TASK.replace("test_split: test", "test_split: tst"), "test_split is 'tst', but its data"),
+        (TASK.replace("custom_dataset:", "process_docs:"), "names no data; give it a dataset_path"),
     ],
 )
 def test_a_task_file_with_a_mistake(model, tmp_path, capsys, text, said) -> None:
@@ -106,6 +113,53 @@ def test_a_task_file_with_a_mistake(model, tmp_path, capsys, text, said) -> None
 def plain(n: int, broken: int) -> list[dict[str, Any]]:
     """Items of which the last ones have no gold."""
     return [*docs(n), *({**d, "id": f"b{i}", "gold": None} for i, d in enumerate(docs(broken)))]
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        ("tax<1pp", "needs a tax, but none is measured; give --baseline"),
+        ("mmul>0.2", "speaks of 'mmul'; measured will be: own"),
+    ],
+)
+def test_a_gate_on_what_is_not_measured_is_refused_before_the_work(
+    model, tmp_path, capsys, gate, said
+) -> None:
+    task, output = own_task(tmp_path / "t", docs(2)), tmp_path / "o"
+    code, out, line = align(
+        capsys, "eval", "--model", model, "--suite", task, "--gate", gate, "--output", output
+    )
+    assert (code, out) == (2, "")
+    assert said in line
+    assert not output.exists()
+
+
+def test_an_output_that_can_not_be_is_told_before_the_work(model, tmp_path, capsys) -> None:
+    task, file = own_task(tmp_path / "t", docs(2)), tmp_path / "file"
+    file.touch()
+    asked = ["eval", "--model", model, "--suite", task, "--output"]
+    for output in (file, file / "below", "/proc/nowhere"):
+        code, out, line = align(capsys, *asked, output)
+        assert (code, out) == (2, "")
+        assert f"results can't go to {output}:" in line
+
+
+def test_a_suite_file_finds_the_tasks_beside_it(model, tmp_path, capsys) -> None:
+    own_task(tmp_path, docs(2))
+    (tmp_path / "mine.yaml").write_text("tasks: [own]\n", encoding="utf-8")
+    code, out, _ = align(
+        capsys, "eval", "--model", model, "--suite", tmp_path / "mine.yaml", "--output", tmp_path
+    )
+    assert code == 0
+    assert "own (n = 2" in out
+
+
+def test_more_worked_examples_than_there_are(model, tmp_path, capsys) -> None:
+    task = own_task(tmp_path / "t", docs(3))
+    asked = ["eval", "--model", model, "--suite", task, "--output", tmp_path / "o"]
+    code, out, line = align(capsys, *asked, "--num-fewshot", "99")
+    assert (code, out) == (2, "")
+    assert "worked examples, 99 are asked for; lower --num-fewshot" in line
 
 
 def test_items_without_gold(model, tmp_path, capsys) -> None:
@@ -209,7 +263,7 @@ def test_the_output_ends_with_a_sentence_for_each_metric(model, tmp_path, capsys
 
 @pytest.mark.parametrize("path", sorted(suites.task_files().values()), ids=lambda p: p.stem)
 def test_every_metric_of_every_task_has_its_sentence_and_direction(path) -> None:
-    config = yaml.load(path.read_text("utf-8"), Loader=suites._Lenient)
+    config = strict_yaml(path.read_text("utf-8"), functions=True)
     for metric in config.get("metric_list", ()):
         assert len(str(metric.get("meaning", "")).split()) > 3, metric["metric"]
         assert "higher_is_better" in metric, metric["metric"]

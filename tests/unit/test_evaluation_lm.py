@@ -219,6 +219,39 @@ def test_the_nucleus_and_its_distribution() -> None:
     assert shares(temperature=0.5, top_k=0) == pytest.approx(expected, abs=0.015)
 
 
+def test_a_draw_is_the_quantile_of_the_whole_vocabulary() -> None:
+    vocabulary = 3 * decoding.BLOCK + 41
+    logits = torch.randn(64, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
+    u = decoding.uniforms(range(64), 1)[:, 0]
+    whole = decoding.Settings(1, (), temperature=1.0, top_p=1.0, top_k=0)
+    ends = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+    expected = torch.searchsorted(ends, u[:, :1] * ends[:, -1:], right=True)[:, 0]
+    assert torch.equal(decoding.pick(logits, whole, u), expected)
+    nucleus = whole._replace(top_p=0.9)
+    together = decoding.pick(logits, nucleus, u)
+    alone = [decoding.pick(logits[i : i + 1], nucleus, u[i : i + 1]) for i in range(64)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 1.0 - 2.0**-53])
+def test_no_draw_is_a_token_without_probability(u) -> None:
+    logits = torch.full((3, 2 * decoding.BLOCK + 5), -torch.inf)
+    for row, token in enumerate((0, decoding.BLOCK - 1, decoding.BLOCK + 3)):
+        logits[row, token] = 0.0
+    whole = decoding.Settings(1, (), temperature=1.0, top_p=1.0, top_k=0)
+    drawn = decoding.pick(logits, whole, torch.full((3, decoding.TRIES), u, dtype=torch.float64))
+    assert drawn.tolist() == [0, decoding.BLOCK - 1, decoding.BLOCK + 3]
+
+
+def test_many_rows_are_drawn_in_parts_with_the_same_result(monkeypatch) -> None:
+    logits = torch.randn(40, 300, generator=torch.Generator().manual_seed(1))
+    u = decoding.uniforms(range(40), 1)[:, 0]
+    how = decoding.Settings(1, (), temperature=0.7, top_p=0.8, top_k=20)
+    whole = decoding.pick(logits, how, u)
+    monkeypatch.setattr(decoding, "PICKED", 900)
+    assert torch.equal(decoding.pick(logits, how, u), whole)
+
+
 def test_stop_strings_over_several_tokens() -> None:
     stops = decoding.Stops(byte_tokenizer(), frozenset([1]), ("end", "é"))
     tokens = byte_tokenizer().encode("the end.")

@@ -196,3 +196,48 @@ def test_floors_of_multiple_choice() -> None:
     assert floors["longest_answer"] == 0.5
     assert 0.4 < floors["permuted_labels"] < 0.6
     assert aggregate.floors_of(None, [rows[0]] * 5, choices[:5], seed=0) == {}
+
+
+@pytest.mark.parametrize("gone", ["tasks", "model", "tasks.own.metrics"])
+def test_a_results_file_with_a_part_missing_says_which(tmp_path, gone) -> None:
+    entry = {"metrics": {}, "n": 1, "data_sha256": "0"}
+    found = {"schema": 1, "model": {}, "created": "", "missing": [], "tasks": {"own": entry}}
+    (entry if "metrics" in gone else found).pop(gone.rpartition(".")[2])
+    results.write_json(tmp_path / "results.json", found)
+    with pytest.raises(EvalError, match=rf"lacks {gone}: it was cut or edited; evaluate"):
+        results.read_results(tmp_path)
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch) -> None:
+    results.write_json(tmp_path / "results.json", {"a": 1})
+
+    def full(path, text, **_):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        results.write_json(tmp_path / "results.json", {"a": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert '"a": 1' in (tmp_path / "results.json").read_text()
+
+
+def test_toxicity_by_two_classifiers_is_refused(tmp_path) -> None:
+    for name in ("original", "unbiased"):
+        entry = {"version": 1, "data_sha256": "0", "num_fewshot": 0, "metrics": {}}
+        entry["judges"] = {"toxicity classifier": {"error": None, "reason": "x"}}
+        settings = {"toxicity_classifier": {"name": name, "sha256": name}}
+        found = {"schema": 1, "model": {}, "settings": settings, "tasks": {"bold": entry}}
+        results.write_json(tmp_path / name / "results.json", found)
+    with pytest.raises(EvalError, match="by two classifiers, original and unbiased; evaluate"):
+        compare.compare(tmp_path / "original", tmp_path / "unbiased")
+
+
+def test_a_damaged_item_file_is_told_with_its_line(tmp_path) -> None:
+    for name in ("a", "b"):
+        entry = {"version": 1, "data_sha256": "0", "num_fewshot": 0, "metrics": {}}
+        found = {"schema": 1, "model": {}, "tasks": {"own": entry}}
+        results.write_json(tmp_path / name / "results.json", found)
+        results.write_jsonl(tmp_path / name / "items" / "own.jsonl", [{"id": "1"}])
+    with pytest.raises(EvalError, match=r"own\.jsonl line 1 is no scored item; evaluate again"):
+        compare.compare(tmp_path / "a", tmp_path / "b")

@@ -46,8 +46,13 @@ def test_own_task_and_suite_files(tmp_path) -> None:
     with_folder = suites.resolve(["mine"], "quickstart", tmp_path)
     assert [task.name for task in with_folder] == ["my_own", "quickstart_facts"]
     assert [t.name for t in suites.resolve(["my_own"], "published", tmp_path)] == ["my_own"]
+    beside = suites.resolve([str(tmp_path / "mine.yaml")], "published")
+    assert [task.name for task in beside] == ["my_own"]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (tmp_path / "mine.yaml").rename(alone / "mine.yaml")
     with pytest.raises(EvalError, match="lists 'my_own', but there is no such task"):
-        suites.resolve([str(tmp_path / "mine.yaml")], "published")
+        suites.resolve([str(alone / "mine.yaml")], "published")
 
 
 def test_files_that_are_no_tasks(tmp_path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
 from align.evaluation import stats
 
@@ -196,3 +197,47 @@ def test_jackknife_of_a_mean_is_its_clustered_stderr():
     sums = np.stack([np.bincount(labels), np.bincount(labels, weights=values)], 1).astype(float)
     jackknife = stats.smooth(sums, lambda t: t[1] / t[0])
     assert jackknife.stderr == pytest.approx(stats.mean_with_ci(values, list(labels)).stderr)
+
+
+def test_signs_are_twice_a_share_minus_one():
+    shares = stats.mean_with_ci([1, 1, 0, 1, 0], list("aabbc"), kind="wilson")
+    signs = stats.mean_with_ci([1, 1, -1, 1, -1], list("aabbc"), kind="signs")
+    assert signs.value == pytest.approx(2 * shares.value - 1)
+    assert signs.stderr == pytest.approx(2 * shares.stderr)
+    assert signs.ci95 == pytest.approx([2 * end - 1 for end in shares.ci95])
+    assert stats.mean_with_ci([1.0], kind="signs") == stats.Estimate(1.0, None, None, 1)
+    assert stats.mean_with_ci([None], kind="signs").value is None
+
+
+def test_a_jackknife_without_spread_is_no_certainty():
+    sums = np.ones((20, 2))
+    free = stats.smooth(sums, lambda t: t[1] / t[0])
+    assert free.ci95 == (1.0, 1.0)
+    low, high = stats.smooth(sums, lambda t: t[1] / t[0], limits=(-1.0, 1.0)).ci95
+    assert low == pytest.approx(1 - 2 * 3.8415 / (20 + 3.8415), abs=1e-4)
+    assert high == 1.0
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 20), (7, 20), (20, 20), (1, 3), (299, 300)])
+def test_wilson_is_scipys(right, n):
+    expected = scipy_stats.binomtest(right, n).proportion_ci(method="wilson")
+    got = stats.mean_with_ci([1.0] * right + [0.0] * (n - right)).ci95
+    assert got == pytest.approx((expected.low, expected.high))
+
+
+def test_a_paired_mean_is_scipys():
+    rng = np.random.default_rng(8)
+    a = rng.normal(size=30)
+    b = a + rng.normal(0.3, 1, 30)
+    got, expected = stats.paired(b, a), scipy_stats.ttest_rel(b, a)
+    assert got.p == pytest.approx(expected.pvalue)
+    assert got.ci95 == pytest.approx(expected.confidence_interval())
+
+
+@pytest.mark.parametrize("effect", [0.3, 0.9])
+def test_needed_n_has_the_power_that_it_promises(effect):
+    rng = np.random.default_rng(9)
+    n = stats.needed_n(effect, 0.1, 100)
+    draws = rng.normal(effect, 1, (4000, n))
+    power = (scipy_stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean()
+    assert 0.77 <= power <= 0.86

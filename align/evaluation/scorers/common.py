@@ -1,7 +1,7 @@
 """Shared by the scorers: picking a choice, means over rows, extraction of a text."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -27,10 +27,12 @@ def metric(estimate: stats.Estimate, meaning: Meaning) -> Metric:
     return Metric(value, stderr, ci95, n, meaning.higher_is_better, meaning.ideal, meaning.text)
 
 
-def means(rows: Sequence[Row], meanings: Mapping[str, Meaning]) -> dict[str, Metric]:
+def means(
+    rows: Sequence[Row], meanings: Mapping[str, Meaning], kind: Literal["auto", "signs"] = "auto"
+) -> dict[str, Metric]:
     """The clustered mean of each named score over all rows that have it."""
     return {
-        name: metric(stats.mean_with_ci(column(rows, name), clusters(rows)), meaning)
+        name: metric(stats.mean_with_ci(column(rows, name), clusters(rows), kind=kind), meaning)
         for name, meaning in meanings.items()
     }
 

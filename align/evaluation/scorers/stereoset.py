@@ -70,7 +70,9 @@ def metrics(rows: Sequence[Row]) -> dict[str, Metric]:
         means = [np.mean([r["scores"][n] for r in some]) for n in _NAMES]
         sums[i] = (1.0, *means)
     return {
-        name: common.metric(stats.smooth(sums, function)._replace(n=len(scored)), meaning)
+        name: common.metric(
+            stats.smooth(sums, function, (0.0, 100.0))._replace(n=len(scored)), meaning
+        )
         for name, function, meaning in (
             ("ss", lambda t: 100 * t[1] / t[0], SS),
             ("lms", lambda t: 100 * t[2] / t[0], LMS),

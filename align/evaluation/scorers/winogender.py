@@ -47,7 +47,7 @@ def gotcha_gap(rows: Sequence[Row]) -> Metric:
         [r * g for r, g in zip(right, inside, strict=True)],
         right,
     ]
-    return common.metric(stats.smooth(common.cluster_sums(scored, columns), _gap), GAP)
+    return common.metric(stats.smooth(common.cluster_sums(scored, columns), _gap, (-1.0, 1.0)), GAP)
 
 
 def _gap(totals: stats.Floats) -> float:
