@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from align.checkpoint.inspect import CheckpointInfo, inspect_checkpoint, local_folder, resolve
 from align.checkpoint.lineage import chat_template_sha256, read_lineage
-from align.checkpoint.save import in_use, output_state
+from align.checkpoint.save import in_use, output_state, resumable, tidy
 from align.checkpoint.template import Template, find_template, render_template
 from align.checkpoint.tokenizer_files import TokenizerFiles, pad_token
 from align.errors import CheckpointError, ConfigError, is_main_process
@@ -222,6 +222,7 @@ def check_output(config: Any, say: Any) -> bool:
 
     Raises:
         ConfigError: it holds something else.
+        CheckpointError: there is a checkpoint to go on from, and it is damaged.
     """
     folder = Path(config.output_dir)
     if folder.is_file():
@@ -246,10 +247,14 @@ def check_output(config: Any, say: Any) -> bool:
             "give --overwrite, or another --output_dir"
         )
     if found.state == "finished":
+        if is_main_process():
+            tidy(folder)
         say(f"output: {folder} holds this run, finished; nothing to do")
         return True
-    at = f"from step {found.step}" if found.step else "from the start (nothing was saved yet)"
-    say(f"output: {folder}, resumed {at}")
+    newest, broken = resumable(folder)
+    at = f"from {newest.name}" if newest else "from the start (nothing was saved yet)"
+    left_out = f"; {broken.name} is damaged and left out" if broken else ""
+    say(f"output: {folder}, resumed {at}{left_out}")
     return False
 
 

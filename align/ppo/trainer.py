@@ -148,7 +148,7 @@ class PPOTrainer:
         """
         if self.accelerator.is_main_process:
             networks = self.accelerator.unwrap_model(self.networks)
-            checkpoint.try_saving(self.output_dir, networks.policy, self.tokenizer)
+            checkpoint.try_saving(networks.policy, self.tokenizer)
         self.interrupts.install()
         try:
             newest = checkpoint.begin_run(self.config) if self.accelerator.is_main_process else None

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,9 @@ class Watch:
         for file in (self.metrics_file, self.samples_file):
             file.parent.mkdir(parents=True, exist_ok=True)
             kept = _lines_until(file, rollout) if rollout else []
-            file.write_text("".join(kept), encoding="utf-8")
+            beside = file.with_name(file.name + ".tmp")  # a kill must not take the lines before it
+            beside.write_text("".join(kept), encoding="utf-8")
+            os.replace(beside, file)
         self.bar = tqdm(
             total=self.total, initial=rollout, desc="PPO", unit="rollout", file=sys.stderr,
             mininterval=0.5, dynamic_ncols=True,
