@@ -5,11 +5,13 @@ hash. A run is finished when its output directory holds ``lineage.json``, which 
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +23,7 @@ from align.guards import resume_command
 MANIFEST = "manifest.json"
 MARKER = "run.json"
 LINEAGE = "lineage.json"
+TORCH = {".pt", ".pth", ".bin"}  # what torch.save writes
 OLD, TMP = ".old", ".tmp"
 STAGING = "final.tmp"
 CONTROL = {"resume", "overwrite", "output_dir", "logging_steps", "save_steps", "report_to"}
@@ -55,10 +58,17 @@ def atomic_dir(target: Path) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path) -> None:
-    """Sizes and hashes of all files, flushed to the disk, manifest last."""
+    """Sizes and hashes of all files, flushed to the disk, manifest last.
+
+    Raises:
+        OSError: the disk was full and torch.save, given a path, has not said it: the end of its
+            file, by which a zip archive is found, is missing.
+    """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     for file in files:
         _sync(file)
+        if file.suffix in TORCH and not zipfile.is_zipfile(file):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
     entries = {
         str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)}
         for p in files
@@ -124,7 +134,12 @@ def _why_full(error: Exception) -> str | None:
     for number in FULL:
         if getattr(error, "errno", 0) == number or f"os error {number})" in str(error):
             return os.strerror(number)
-    words = ("file write failed", "PytorchStreamWriter failed")
+    words = (
+        "file write failed",
+        "PytorchStreamWriter failed",
+        "] . unexpected pos ",
+        "iostream er",
+    )
     return os.strerror(FULL[0]) if any(word in str(error) for word in words) else None
 
 

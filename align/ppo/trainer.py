@@ -146,28 +146,32 @@ class PPOTrainer:
             Interrupted: after Ctrl-C or SIGTERM, once the run is saved.
             RunError: losses are no numbers several times in a row, or a reward failed.
         """
-        if self.accelerator.is_main_process:
-            networks = self.accelerator.unwrap_model(self.networks)
-            checkpoint.try_saving(networks.policy, self.tokenizer)
-        self.interrupts.install()
-        try:
-            newest = checkpoint.begin_run(self.config) if self.accelerator.is_main_process else None
-            (newest,) = broadcast_object_list([newest])
-            if newest is not None:
-                self._restore(newest)
-            self.watch.start(self.progress.rollout)
-            if self.too_long:
-                self.watch.say(f"{self.too_long} prompts are too long for max_length and left out")
-            if self.progress.rollout == 0:
-                self._evaluate()
-            with checkpoint.disk_errors(self.output_dir):
+        with checkpoint.disk_errors(self.output_dir):
+            if self.accelerator.is_main_process:
+                networks = self.accelerator.unwrap_model(self.networks)
+                checkpoint.try_saving(networks.policy, self.tokenizer)
+            self.interrupts.install()
+            try:
+                self._begin()
                 while self.progress.rollout < self.rollouts and not self.progress.stopped:
                     self._one_rollout()
-        finally:
-            self.interrupts.restore()
-            self.watch.close()
-            if self.accelerator.is_main_process:
-                vllm.forget_weights(self.output_dir / vllm.FOLDER)
+            finally:
+                self.interrupts.restore()
+                self.watch.close()
+                if self.accelerator.is_main_process:
+                    vllm.forget_weights(self.output_dir / vllm.FOLDER)
+
+    def _begin(self) -> None:
+        """From nothing, or from where a checkpoint stands."""
+        newest = checkpoint.begin_run(self.config) if self.accelerator.is_main_process else None
+        (newest,) = broadcast_object_list([newest])
+        if newest is not None:
+            self._restore(newest)
+        self.watch.start(self.progress.rollout)
+        if self.too_long:
+            self.watch.say(f"{self.too_long} prompts are too long for max_length and left out")
+        if self.progress.rollout == 0:
+            self._evaluate()
 
     def _one_rollout(self) -> None:
         config, progress = self.config, self.progress

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 from align import checkpoint
 from align.checkpoint.save import located, portable
@@ -182,11 +183,23 @@ def test_manifest_lists_subfolders(tmp_path):
     ]
 
 
+def test_a_file_of_torch_that_a_full_disk_cut_short_is_no_checkpoint(tmp_path):
+    """torch.save, given a path, loses the last bytes of a file without a word."""
+    with (
+        pytest.raises(OSError, match="No space left"),
+        checkpoint.atomic_dir(tmp_path / "x") as tmp,
+    ):
+        torch.save({"a": torch.ones(99)}, tmp / "optimizer.pt")
+        os.truncate(tmp / "optimizer.pt", (tmp / "optimizer.pt").stat().st_size - 9)
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
     "error, why",
     [
         (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), "No space left"),
+        (RuntimeError("[enforce fail at c.cc:672] . unexpected pos 8 vs 6"), "No space left"),
         (RuntimeError("I/O error: File too large (os error 27)"), "File too large"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "Disk quota exceeded"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import time
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import torch
 
 from align import checkpoint
 from align.errors import DataError, RunError
-from align.ppo import state
 from align.ppo.build import build_rewards
 from align.ppo.generate import Completions
 
@@ -198,27 +198,40 @@ def test_a_reward_that_fails_late_leaves_what_was_saved(tmp_path):
 # ---------------------------------------------------------------- the disk
 
 
-@pytest.mark.parametrize("what", ["networks", "optimizer"])
-def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(tmp_path, monkeypatch, what):
-    """The real disk is filled in tests/recipes/test_bad_input.py; here each file fails in turn."""
-    trainer = ppo_tiny.trainer(ppo_tiny.config(tmp_path, total_episodes=80, save_steps=1))
-    name = {"networks": "save_file", "optimizer": "torch.save"}[what]
-    saves, real = [], state.save_file if what == "networks" else torch.save
+@pytest.mark.parametrize(
+    "what, cut",
+    [
+        ("networks.safetensors", 99),
+        ("optimizer.pt", 30_000),
+        ("optimizer.pt", 9),
+        ("state.json", 9),
+    ],
+)
+def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(tmp_path, what, cut):
+    """A write that stops ``cut`` bytes before the end; resumed, the weights are equal.
 
-    def full(value, path, *rest):
-        saves.append(path)
-        if len(saves) == 3:
-            Path(path).write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        return real(value, path, *rest)
+    A whole disk is filled in tests/recipes/test_bad_input.py.
+    """
+    options = {"total_episodes": 32, "save_steps": 1}
+    whole = ppo_tiny.trainer(ppo_tiny.config(tmp_path / "whole", **options))
+    whole.train()
+    trainer = ppo_tiny.trainer(ppo_tiny.config(tmp_path / "cut", **options))
+    save, before = trainer._save, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    monkeypatch.setattr(f"align.ppo.state.{name}", full)
-    with pytest.raises(RunError, match=r"the disk is full .*; checkpoint-8 is intact; free some"):
-        trainer.train()
-    assert checkpoint.newest_complete(tmp_path).name == "checkpoint-8"
-    monkeypatch.undo()
-    resumed = ppo_tiny.trainer(
-        ppo_tiny.config(tmp_path, total_episodes=80, save_steps=1, resume=True)
-    )
+    def full() -> None:
+        if trainer.progress.rollout == 2:
+            size = (tmp_path / "cut/checkpoint-4" / what).stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size - cut, before[1]))
+        save()
+
+    trainer._save = full
+    try:
+        with pytest.raises(RunError, match=r"the disk is full .*; checkpoint-4 is intact; free"):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-4"]
+    resumed = ppo_tiny.trainer(ppo_tiny.config(tmp_path / "cut", resume=True, **options))
     resumed.train()
-    assert resumed.progress.rollout == 10
+    for name, parameter in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], parameter), name

@@ -264,6 +264,16 @@ def test_the_estimate_counts_what_is_trained(world):
     assert light.activations * info.layers == full.activations
 
 
+def test_the_estimate_of_ppo_counts_both_networks_that_learn(world):
+    info = checkpoint.inspect_checkpoint(world / "base")
+    rule = {"reward_functions": {"x:y": 1.0}, "total_episodes": 1, "max_completion_length": 8}
+    full = preflight.estimate(config(world, PPOStage, **rule), info)
+    assert full.checkpoint == 2 * 12 * info.parameters
+    assert full.state == (3 * 4 + 2 * 12) * info.parameters
+    kept = preflight.estimate(config(world, PPOStage, ema_decay=0.9, kl_budget=9.0, **rule), info)
+    assert kept.checkpoint == full.checkpoint + 2 * 4 * info.parameters
+
+
 def test_the_reward_model_of_ppo(world):
     lost = {"reward_model", "gold_reward_model"} - set(PPOStage.__dataclass_fields__)
     assert not lost
