@@ -36,8 +36,8 @@ from align.ppo.advantages import (
 from align.ppo.build import reward_lineage
 from align.ppo.control import IN_A_ROW, Timer, draw_index, next_kl_coef, no_scores
 from align.ppo.generate import Completions, draws
-from align.ppo.learner import Batch, Learner
-from align.ppo.metrics import held_out_metrics, rollout_metrics, sample_rows
+from align.ppo.learner import Batch, Learner, check_steps
+from align.ppo.metrics import check_numbers, held_out_metrics, rollout_metrics, sample_rows
 from align.ppo.models import Networks, write_policy
 from align.ppo.rewards import Record, Rewards, RunningScale, Scores, shape_scores
 from align.ppo.rollout import (
@@ -155,6 +155,7 @@ class PPOTrainer:
                 self._begin()
                 while self.progress.rollout < self.rollouts and not self.progress.stopped:
                     self._one_rollout()
+                check_steps(self.progress)
             finally:
                 self.interrupts.restore()
                 self.watch.close()
@@ -281,7 +282,7 @@ class PPOTrainer:
             )
 
     def _score(self, prompts: Sequence[Prompt], completions: Completions) -> Rollout:
-        return score_rollout(
+        rollout = score_rollout(
             self.networks,
             prompts,
             completions,
@@ -290,6 +291,8 @@ class PPOTrainer:
             temperature=self.config.temperature,
             micro_batch=self.config.per_device_train_batch_size,
         )
+        self.group.together(lambda: check_numbers(rollout))
+        return rollout
 
     def _together(self, reward: Rewards) -> Callable[..., Scores]:
         """Rewards whose failure on one process stops all of them with its message."""
