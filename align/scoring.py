@@ -3,6 +3,7 @@
 Only layer 2 and recipes import this module (it imports torch).
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,9 @@ class RewardScorer:
         self.rows = rows
         self.eos_ids = eos_token_ids(model.config, tokenizer)
         self.offset = float(getattr(model.config, "score_offset", 0.0))
-        self.context = int(model.config.get_text_config().max_position_embeddings)
+        text = model.config.get_text_config()
+        bounds = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+        self.context = next((int(b) for b in bounds if b), sys.maxsize)  # BLOOM has none
 
     @classmethod
     def load(

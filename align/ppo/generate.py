@@ -192,4 +192,5 @@ def _takes_bool_mask(lm: PreTrainedModel) -> bool:
     """Whether a ready-made 4-D mask may be given, which saves building one for every token."""
     full = set(getattr(lm.config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
     sliding = getattr(lm.config, "sliding_window", None)
-    return lm.config._attn_implementation == "sdpa" and full and not sliding
+    alibi = getattr(lm.config, "alibi", False)  # reads positions off the mask of a row
+    return lm.config._attn_implementation == "sdpa" and full and not sliding and not alibi

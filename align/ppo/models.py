@@ -5,6 +5,7 @@ sees that padding, so no attention mask is needed and its amount can't change a 
 states that predict a completion token reach the LM head, and those in chunks.
 """
 
+import copy
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from align import checkpoint as checkpoint_files
 from align.ppo.loss import entropy
@@ -254,10 +255,28 @@ def write_policy(folder: Path, policy: Any, tokenizer: Any) -> None:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """No dropout anywhere: otherwise old and new log-probabilities of the same weights differ."""
+    """No dropout and no noise anywhere: otherwise old and new log-probabilities of the same weights
+    differ. The model's own config, which is saved, keeps its numbers.
+    """
+    quiet: dict[int, Any] = {}  # configs that layers read while they compute
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
+        for name in _noises(module):
+            setattr(module, name, 0.0)
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig) and not isinstance(module, PreTrainedModel):
+            if id(config) not in quiet:
+                quiet[id(config)] = copy.deepcopy(config) if _noises(config) else config
+                for name in _noises(config):
+                    setattr(quiet[id(config)], name, 0.0)
+            module.config = quiet[id(config)]
+
+
+def _noises(holder: Any) -> list[str]:
+    """Attributes that are a rate of dropout or a size of noise, above 0."""
+    return [
+        name
+        for name, value in vars(holder).items()
+        if ("drop" in name or "jitter" in name) and isinstance(value, float) and value
+    ]

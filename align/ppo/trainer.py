@@ -39,6 +39,7 @@ from align.ppo.generate import Completions, draws
 from align.ppo.learner import Batch, Learner, check_steps
 from align.ppo.metrics import check_numbers, held_out_metrics, rollout_metrics, sample_rows
 from align.ppo.models import Networks, write_policy
+from align.ppo.probe import check_model
 from align.ppo.rewards import Record, Rewards, RunningScale, Scores, shape_scores
 from align.ppo.rollout import (
     Prompt,
@@ -125,6 +126,9 @@ class PPOTrainer:
         if is_sharded(self.accelerator):
             keep_precision(self.accelerator)
             networks.prepare_sampling_in_pieces()
+        elif self.accelerator.device.type != networks.value_head.weight.device.type:
+            networks.to(self.accelerator.device)
+        check_model(networks, config.max_length)
         optimizer = new_optimizer(config, networks)
         self.networks, self.optimizer = self.accelerator.prepare(networks, optimizer)
         self.networks.train()
