@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class Watch:
     def start(self, rollout: int) -> None:
         """Begin, or go on after ``rollout`` rollouts: later lines are of a life that was lost."""
         if self.accelerator.log_with:  # not before: they write into output_dir
-            self.accelerator.init_trackers("align-ppo", config=self.config)
+            with redirect_stdout(sys.stderr):  # trackio talks
+                self.accelerator.init_trackers("align-ppo", config=self.config)
         if not self.main:
             return
         for file in (self.metrics_file, self.samples_file):
@@ -80,8 +82,9 @@ class Watch:
         """End the bar and the trackers."""
         if self.bar is not None:
             self.bar.close()
-        for tracker in self.accelerator.trackers:  # end_training() would part the processes too
-            tracker.finish()
+        with redirect_stdout(sys.stderr):
+            for tracker in self.accelerator.trackers:  # end_training() would part processes too
+                tracker.finish()
 
 
 def table(rows: Sequence[dict[str, Any]], width: int = 44) -> str:
