@@ -310,12 +310,13 @@ def sensitivity(scorer: RewardScorer, rows: Sequence[list[int]], most: int = 64)
     """How scores move without EOS (should), and with padding and batching (should not)."""
     rows = rows[:most]
     if not rows:
-        return {"eos_mean_abs": None, "batching_max_abs": None, "n": 0}
+        return {"eos_mean_abs": None, "padding_max_abs": None, "batching_max_abs": None, "n": 0}
     together = scorer.score_ids(rows)
     without_eos = scorer.score_ids([row[:-1] for row in rows])
     alone = torch.cat([scorer.score_ids([row]) for row in rows])
     return {
         "eos_mean_abs": (together - without_eos).abs().mean().item(),
+        "padding_max_abs": (together - scorer.score_ids(rows, padding=16)).abs().max().item(),
         "batching_max_abs": (together - alone).abs().max().item(),
         "n": len(rows),
     }

@@ -63,11 +63,16 @@ class RewardScorer:
         """Refuse a reward model whose score does not change when EOS is taken away.
 
         Raises:
-            CheckpointError: the scores are the same to the last bits.
+            CheckpointError: the scores are the same to the last bits, or no numbers.
         """
         prompts, completions = map(list, zip(*PROBES, strict=True))
         ended = self(prompts, completions)
         cut = self(prompts, completions, ended=[False] * len(prompts))
+        if not ended.isfinite().all():
+            raise CheckpointError(
+                f"the reward model {name} scores {ended[0]} for a short text: its weights are no "
+                "finite numbers; train it again, with a lower learning_rate"
+            )
         if (ended - cut).abs().max() <= 1e-6 * ended.abs().max().clamp(min=1e-3):
             raise CheckpointError(
                 f"the reward model {name} is blind to EOS: it scores {ended[0]:.7f} with and "
@@ -107,8 +112,11 @@ class RewardScorer:
         ]
 
     @torch.no_grad()
-    def score_ids(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Scores (B,) of token sequences, in batches of similar length."""
+    def score_ids(self, rows: Sequence[Sequence[int]], padding: int = 0) -> torch.Tensor:
+        """Scores (B,) of token sequences, in batches of similar length.
+
+        ``padding``: PADs behind the longest of each batch, as far as the context allows.
+        """
         scores = torch.zeros(len(rows))
         longest = max(map(len, rows), default=0)
         if longest > self.context:
@@ -120,12 +128,13 @@ class RewardScorer:
         while order:
             size = self.rows or max(1, self.batch_tokens // len(rows[order[-1]]))
             batch, order = order[-size:], order[:-size]
-            scores[batch] = self._forward([rows[i] for i in batch])
+            scores[batch] = self._forward([rows[i] for i in batch], padding)
         return scores - self.offset
 
-    def _forward(self, rows: list[Sequence[int]]) -> torch.Tensor:
+    def _forward(self, rows: list[Sequence[int]], padding: int) -> torch.Tensor:
         """Right-padded forward pass; raw scores (b,)."""
-        length, pad = max(map(len, rows)), self.model.config.get_text_config().pad_token_id
+        longest, pad = max(map(len, rows)), self.model.config.get_text_config().pad_token_id
+        length = min(longest + padding, self.context)
         ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows])
         real_mask = torch.tensor([[j < len(row) for j in range(length)] for row in rows])
         device = self.model.device

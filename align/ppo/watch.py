@@ -59,7 +59,9 @@ class Watch:
         """One line of metrics.jsonl, and the trackers."""
         clean = {k: finite(v) for k, v in metrics.items()}
         if self.accelerator.log_with:
-            self.accelerator.log({k: v for k, v in clean.items() if v is not None}, step=step)
+            told = {k: v for k, v in clean.items() if v is not None and k != "step"}
+            with redirect_stdout(sys.stderr):
+                self.accelerator.log(told, step=step)
         if self.main:
             with self.metrics_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(clean, allow_nan=False) + "\n")
