@@ -16,7 +16,7 @@ from trl import RewardConfig, RewardTrainer
 
 from align.callbacks import add_callbacks
 from align.checkpoint import eos_token_ids, load_causal, lora_config, quiet_peft
-from align.checkpoint.save import write_json
+from align.checkpoint.save import portable, write_json
 from align.data import render
 from align.encoding import encode
 from align.errors import DataError
@@ -243,6 +243,7 @@ def report(folder: Path, config: Any, mixture: Any) -> dict[str, Any]:
         "mean_rejected": _mean(rejected.tolist()),
         "sensitivity": sensitivity(scorer, [good[i] for i in fits]),
     }
+    found = portable(found, Path(config.output_dir))  # cards that are files
     write_json(folder / REPORT, found)
     return found
 
