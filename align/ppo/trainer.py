@@ -123,12 +123,13 @@ class PPOTrainer:
         config = self.config
         if config.gradient_checkpointing:
             enable_checkpointing(networks)
-        if is_sharded(self.accelerator):
+        sharded, device = is_sharded(self.accelerator), self.accelerator.device
+        if not sharded and networks.value_head.weight.device.type != device.type:
+            networks.to(device)
+        check_model(networks, config.max_length)
+        if sharded:
             keep_precision(self.accelerator)
             networks.prepare_sampling_in_pieces()
-        elif self.accelerator.device.type != networks.value_head.weight.device.type:
-            networks.to(self.accelerator.device)
-        check_model(networks, config.max_length)
         optimizer = new_optimizer(config, networks)
         self.networks, self.optimizer = self.accelerator.prepare(networks, optimizer)
         self.networks.train()
