@@ -252,7 +252,8 @@ def check_output(config: Any, say: Any) -> bool:
         say(f"output: {folder} holds this run, finished; nothing to do")
         return True
     newest, broken = resumable(folder)
-    at = f"from {newest.name}" if newest else "from the start (nothing was saved yet)"
+    none = "no checkpoint was written to its end" if any(folder.glob("checkpoint-*")) else ""
+    at = f"from {newest.name}" if newest else f"from the start ({none or 'nothing was saved yet'})"
     left_out = f"; {broken.name} is damaged and left out" if broken else ""
     say(f"output: {folder}, resumed {at}{left_out}")
     return False

@@ -113,11 +113,12 @@ def prompt_text(prompt: str | Sequence[dict[str, str]]) -> str:
 def _lines_until(file: Path, rollout: int) -> list[str]:
     """Lines of a .jsonl file up to a rollout; a line that a kill cut short is left out."""
     kept = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    for line in text.splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if row.get("rollout", 0) <= rollout:
+        if isinstance(row, dict) and row.get("rollout", 0) <= rollout:
             kept.append(line + "\n")
     return kept

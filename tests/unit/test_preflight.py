@@ -233,6 +233,15 @@ def test_a_run_in_the_output_folder(world):
         preflight.preflight(made)
     resumed = preflight.preflight(config(world, resume=True))
     assert "from the start (nothing was saved yet)" in resumed.lines[0]
+    (world / "out" / "checkpoint-5").mkdir()  # killed while it was written
+    resumed = preflight.preflight(config(world, resume=True))
+    assert "from the start (no checkpoint was written to its end)" in resumed.lines[0]
+    with checkpoint.atomic_dir(world / "out" / "checkpoint-7") as folder:
+        (folder / "weights").write_text("1")
+    assert "resumed from checkpoint-7" in preflight.preflight(config(world, resume=True)).lines[0]
+    (world / "out" / "checkpoint-7" / "weights").write_text("2")
+    with pytest.raises(CheckpointError, match=r"checkpoint-7 is damaged: .*with --overwrite"):
+        preflight.preflight(config(world, resume=True))
     with pytest.raises(ConfigError, match=r"another recipe \(seed: 0 -> 5\)"):
         preflight.preflight(config(world, resume=True, seed=5))
     over = preflight.preflight(config(world, overwrite=True, seed=5))
