@@ -50,6 +50,7 @@ class Progress:
     held_out: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     scale: dict[str, float] = field(default_factory=dict)
+    lines: dict[str, int] = field(default_factory=dict)
 
 
 class Restored(NamedTuple):

@@ -173,7 +173,7 @@ class PPOTrainer:
         (newest,) = broadcast_object_list([newest])
         if newest is not None:
             self._restore(newest)
-        self.watch.start(self.progress.rollout)
+        self.watch.start(self.progress.rollout, self.progress.lines)
         if self.too_long:
             self.watch.say(f"{self.too_long} prompts are too long for max_length and left out")
         if self.progress.rollout == 0:
@@ -400,6 +400,7 @@ class PPOTrainer:
     def _save(self) -> None:
         """Write a checkpoint of this moment, between two rollouts."""
         self.progress.scale = dict(vars(self.scale))
+        self.progress.lines = dict(self.watch.lines)
         state.save(
             self.output_dir,
             self.progress,

@@ -29,10 +29,16 @@ class Watch:
         self.samples_file = output_dir / "samples.jsonl"
         self.total = total
         self.bar: Any = None
+        self.lines: dict[str, int] = {}  # written so far, by the name of the file
         self.config = {k: v for k, v in config.items() if isinstance(v, int | float | str | bool)}
 
-    def start(self, rollout: int) -> None:
-        """Begin, or go on after ``rollout`` rollouts: later lines are of a life that was lost."""
+    def start(self, rollout: int, lines: dict[str, int]) -> None:
+        """Begin, or go on after ``rollout`` rollouts.
+
+        Args:
+            rollout: how many there were
+            lines: how many of each file there were then; more are of a life that was lost
+        """
         if self.accelerator.log_with:  # not before: they write into output_dir
             with redirect_stdout(sys.stderr):  # trackio talks
                 self.accelerator.init_trackers("align-ppo", config=self.config)
@@ -40,10 +46,14 @@ class Watch:
             return
         for file in (self.metrics_file, self.samples_file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            kept = _lines_until(file, rollout) if rollout else []
+            before = (
+                file.read_bytes().splitlines(keepends=True) if rollout and file.is_file() else []
+            )
+            kept = before[: lines.get(file.name, 0)]
             beside = file.with_name(file.name + ".tmp")  # a kill must not take the lines before it
-            beside.write_text("".join(kept), encoding="utf-8")
+            beside.write_bytes(b"".join(kept))
             os.replace(beside, file)
+            self.lines[file.name] = len(kept)
         self.bar = tqdm(
             total=self.total, initial=rollout, desc="PPO", unit="rollout", file=sys.stderr,
             mininterval=0.5, dynamic_ncols=True,
@@ -63,17 +73,19 @@ class Watch:
             with redirect_stdout(sys.stderr):
                 self.accelerator.log(told, step=step)
         if self.main:
-            with self.metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(clean, allow_nan=False) + "\n")
+            self._append(self.metrics_file, [clean])
 
     def samples(self, rollout: int, rows: Sequence[dict[str, Any]], shown: int = 3) -> None:
         """Sample completions: all to samples.jsonl, the first few as a table on stderr."""
         if not self.main:
             return
-        with self.samples_file.open("a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps({"rollout": rollout, **row}, allow_nan=False) + "\n")
+        self._append(self.samples_file, [{"rollout": rollout, **row} for row in rows])
         self.say(f"held-out completions after {rollout} rollouts\n" + table(rows[:shown]))
+
+    def _append(self, file: Path, rows: Sequence[dict[str, Any]]) -> None:
+        with file.open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        self.lines[file.name] = self.lines.get(file.name, 0) + len(rows)
 
     def say(self, text: str) -> None:
         """A line for people, above the progress bar."""
@@ -108,17 +120,3 @@ def table(rows: Sequence[dict[str, Any]], width: int = 44) -> str:
 def prompt_text(prompt: str | Sequence[dict[str, str]]) -> str:
     """A prompt on one line: of a conversation, what was said last."""
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
-
-
-def _lines_until(file: Path, rollout: int) -> list[str]:
-    """Lines of a .jsonl file up to a rollout; a line that a kill cut short is left out."""
-    kept = []
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and row.get("rollout", 0) <= rollout:
-            kept.append(line + "\n")
-    return kept

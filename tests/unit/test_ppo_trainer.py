@@ -282,19 +282,21 @@ def test_a_run_that_is_resumed_and_then_exceeds_its_budget_has_the_policy_within
     whole.train()
     settings = ppo_tiny.config(tmp_path / "b", save_steps=1, **options)
     cut = ppo_tiny.trainer(settings)
-    complete, last = cut._complete, whole.progress.rollout
+    save = cut._save
 
-    def killed(prompts, stream) -> Completions:
-        if stream == last:  # the rollout whose KL is too large
+    def killed_before_the_last() -> None:
+        if cut.progress.stopped:  # after the held-out evaluation
             raise SystemExit("killed")
-        return complete(prompts, stream)
+        save()
 
-    cut._complete = killed
+    cut._save = killed_before_the_last
     with pytest.raises(SystemExit):
         cut.train()
     resumed = ppo_tiny.trainer(replace(settings, resume=True))
     resumed.train()
     assert resumed.progress.stopped == whole.progress.stopped != ""
+    rollouts = [[m["rollout"] for m in metrics(tmp_path / x)] for x in "ab"]
+    assert rollouts[0] == rollouts[1]
     for name, parameter in weights(whole).items():
         assert torch.equal(weights(resumed)[name], parameter), name
 
