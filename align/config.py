@@ -37,7 +37,7 @@ class StageConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the weights in memory."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel."""
+    """Attention kernel; a model without sdpa is loaded with eager."""
     chat_template: str | None = None
     """A ``.jinja`` file, or a name under recipes/chat_templates; default: the tokenizer's own."""
 

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, none for this user, file too large
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, none left to this user, a limit
 CODE_FILE = "ALIGN_CODE_FILE"  # environment variable: where a launched program leaves its exit code
 
 
@@ -78,7 +78,7 @@ def verdict(error: BaseException) -> tuple[str, int] | None:
         return f"error: {one_line(error)}", error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return f"interrupted: {one_line(error) or 'nothing was saved; run it again'}", 130
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in FULL:
         where = f" while writing {error.filename}" if error.filename else ""
         return f"error: the disk is full{where}; free some space and run the same command again", 1
     if isinstance(error, BrokenPipeError):

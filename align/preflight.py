@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from align.checkpoint.inspect import CheckpointInfo, inspect_checkpoint, local_folder, resolve
 from align.checkpoint.lineage import chat_template_sha256, read_lineage
-from align.checkpoint.save import in_use, output_state
+from align.checkpoint.save import in_use, output_state, resumable, tidy
 from align.checkpoint.template import Template, find_template, render_template
 from align.checkpoint.tokenizer_files import TokenizerFiles, pad_token
 from align.errors import CheckpointError, ConfigError, is_main_process
@@ -222,6 +222,7 @@ def check_output(config: Any, say: Any) -> bool:
 
     Raises:
         ConfigError: it holds something else.
+        CheckpointError: there is a checkpoint to go on from, and it is damaged.
     """
     folder = Path(config.output_dir)
     if folder.is_file():
@@ -246,10 +247,15 @@ def check_output(config: Any, say: Any) -> bool:
             "give --overwrite, or another --output_dir"
         )
     if found.state == "finished":
+        if is_main_process():
+            tidy(folder)
         say(f"output: {folder} holds this run, finished; nothing to do")
         return True
-    at = f"from step {found.step}" if found.step else "from the start (nothing was saved yet)"
-    say(f"output: {folder}, resumed {at}")
+    newest, broken = resumable(folder)
+    none = "no checkpoint was written to its end" if any(folder.glob("checkpoint-*")) else ""
+    at = f"from {newest.name}" if newest else f"from the start ({none or 'nothing was saved yet'})"
+    left_out = f"; {broken.name} is damaged and left out" if broken else ""
+    say(f"output: {folder}, resumed {at}{left_out}")
     return False
 
 
@@ -419,6 +425,8 @@ class Need(NamedTuple):
 def estimate(config: Any, info: CheckpointInfo) -> Need:
     """Bytes: weights + gradients + two Adam moments, and activations, of one process.
 
+    Without LoRA, PPO holds a policy, a value model, a reference and, where there is one, a reward
+    model. Its checkpoint holds a policy more for each that it keeps beside the one in training.
     Activations: about 34 bytes a token, layer and unit of width (2205.05198, section 4.1, halved
     or doubled with the type), one layer's worth with gradient checkpointing.
     """
@@ -428,15 +436,19 @@ def estimate(config: Any, info: CheckpointInfo) -> Need:
     trained = total
     if config.use_peft:  # both factors of every linear layer, seven a block
         trained = 7 * parent.layers * 2 * config.lora_r * parent.hidden_size
-    held = total / 2 if config.load_in_4bit else total * width
+    ppo = config.stage == "ppo"  # it trains a value model too
+    kept = sum(getattr(config, name, None) is not None for name in ("ema_decay", "kl_budget"))
+    models = 1 if config.use_peft or not ppo else 3 + bool(config.reward_model)
+    held = models * (total / 2 if config.load_in_4bit else total * width)
+    learning = trained * (2 if ppo else 1)
     sharded = os.environ.get("ACCELERATE_USE_FSDP", os.environ.get("ACCELERATE_USE_DEEPSPEED", ""))
     shards = int(os.environ.get("WORLD_SIZE", "1")) if sharded.lower() == "true" else 1
     tokens = config.per_device_train_batch_size * config.max_length
     layers = 1 if config.gradient_checkpointing else max(parent.layers, 1)
     bytes_a_unit = 17 * (2 if config.bf16 else width)
     return Need(
-        checkpoint=int(trained * width * 3),
-        state=int((held + trained * width * 3) / shards),
+        checkpoint=int((learning * 3 + trained * kept) * width),
+        state=int((held + learning * width * 3) / shards),
         activations=int(tokens * layers * parent.hidden_size * bytes_a_unit),
     )
 

@@ -16,7 +16,7 @@ from trl import RewardConfig, RewardTrainer
 
 from align.callbacks import add_callbacks
 from align.checkpoint import eos_token_ids, load_causal, lora_config, quiet_peft
-from align.checkpoint.save import write_json
+from align.checkpoint.save import portable, write_json
 from align.data import render
 from align.encoding import encode
 from align.errors import DataError
@@ -243,6 +243,7 @@ def report(folder: Path, config: Any, mixture: Any) -> dict[str, Any]:
         "mean_rejected": _mean(rejected.tolist()),
         "sensitivity": sensitivity(scorer, [good[i] for i in fits]),
     }
+    found = portable(found, Path(config.output_dir))  # cards that are files
     write_json(folder / REPORT, found)
     return found
 
@@ -310,12 +311,13 @@ def sensitivity(scorer: RewardScorer, rows: Sequence[list[int]], most: int = 64)
     """How scores move without EOS (should), and with padding and batching (should not)."""
     rows = rows[:most]
     if not rows:
-        return {"eos_mean_abs": None, "batching_max_abs": None, "n": 0}
+        return {"eos_mean_abs": None, "padding_max_abs": None, "batching_max_abs": None, "n": 0}
     together = scorer.score_ids(rows)
     without_eos = scorer.score_ids([row[:-1] for row in rows])
     alone = torch.cat([scorer.score_ids([row]) for row in rows])
     return {
         "eos_mean_abs": (together - without_eos).abs().mean().item(),
+        "padding_max_abs": (together - scorer.score_ids(rows, padding=16)).abs().max().item(),
         "batching_max_abs": (together - alone).abs().max().item(),
         "n": len(rows),
     }

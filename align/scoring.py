@@ -3,8 +3,9 @@
 Only layer 2 and recipes import this module (it imports torch).
 """
 
+import sys
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -41,7 +42,9 @@ class RewardScorer:
         self.rows = rows
         self.eos_ids = eos_token_ids(model.config, tokenizer)
         self.offset = float(getattr(model.config, "score_offset", 0.0))
-        self.context = int(model.config.get_text_config().max_position_embeddings)
+        text = model.config.get_text_config()
+        bounds = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+        self.context = next((int(b) for b in bounds if b), sys.maxsize)  # BLOOM has none
 
     @classmethod
     def load(
@@ -70,11 +73,16 @@ class RewardScorer:
         """Refuse a reward model whose score does not change when EOS is taken away.
 
         Raises:
-            CheckpointError: the scores are the same to the last bits.
+            CheckpointError: the scores are the same to the last bits, or no numbers.
         """
         prompts, completions = map(list, zip(*PROBES, strict=True))
         ended = self(prompts, completions)
         cut = self(prompts, completions, ended=[False] * len(prompts))
+        if not ended.isfinite().all():
+            raise CheckpointError(
+                f"the reward model {name} scores {ended[0]} for a short text: its weights are no "
+                "finite numbers; train it again, with a lower learning_rate"
+            )
         if (ended - cut).abs().max() <= 1e-6 * ended.abs().max().clamp(min=1e-3):
             raise CheckpointError(
                 f"the reward model {name} is blind to EOS: it scores {ended[0]:.7f} with and "
@@ -118,8 +126,11 @@ class RewardScorer:
         """The model and its copies."""
         return Streams(self.model)
 
-    def score_ids(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Scores (B,) of token sequences, in batches of similar length."""
+    def score_ids(self, rows: Sequence[Sequence[int]], padding: int = 0) -> torch.Tensor:
+        """Scores (B,) of token sequences, in batches of similar length.
+
+        ``padding``: PADs behind the longest of each batch, as far as the context allows.
+        """
         scores = torch.zeros(len(rows))
         longest = max(map(len, rows), default=0)
         if longest > self.context:
@@ -133,15 +144,18 @@ class RewardScorer:
             size = self.rows or max(1, self.batch_tokens // len(rows[order[-1]]))
             batch, order = order[-size:], order[:-size]
             batches.append(batch)
-        found = self.streams.map(self._forward, [[rows[i] for i in batch] for batch in batches])
+        found = self.streams.map(
+            partial(self._forward, padding=padding), [[rows[i] for i in batch] for batch in batches]
+        )
         for batch, values in zip(batches, found, strict=True):
             scores[batch] = values
         return scores - self.offset
 
     @torch.no_grad()
-    def _forward(self, model: Any, rows: list[Sequence[int]]) -> torch.Tensor:
+    def _forward(self, model: Any, rows: list[Sequence[int]], *, padding: int) -> torch.Tensor:
         """Right-padded forward pass; raw scores (b,)."""
-        length, pad = max(map(len, rows)), self.model.config.get_text_config().pad_token_id
+        longest, pad = max(map(len, rows)), self.model.config.get_text_config().pad_token_id
+        length = min(longest + padding, self.context)
         ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows])
         real_mask = torch.tensor([[j < len(row) for j in range(length)] for row in rows])
         device = self.model.device

@@ -199,7 +199,7 @@ def train(trainer: Any, config: Any) -> None:
     trainer.add_callback(InterruptCallback(interrupts))
     with disk_errors(config.output_dir):
         if trainer.accelerator.is_main_process:
-            try_saving(Path(config.output_dir), trainer.model, trainer.processing_class)
+            try_saving(trainer.model, trainer.processing_class)
         interrupts.install()
         try:
             if trainer.accelerator.is_main_process:

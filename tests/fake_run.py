@@ -198,7 +198,12 @@ REWARD = {
         ],
     },
     "length_only": {"rule": "shorter", "value": 0.55, "ci95": [0.5, 0.6], "n": 300},
-    "sensitivity": {"eos_mean_abs": 0.8, "batching_max_abs": 2e-6, "n": 64},
+    "sensitivity": {
+        "eos_mean_abs": 0.8,
+        "padding_max_abs": 1e-6,
+        "batching_max_abs": 2e-6,
+        "n": 64,
+    },
 }
 
 

@@ -142,6 +142,8 @@ def _causal(path: str, revision: str | None, **options: Any) -> PreTrainedModel:
 def _pretrained(cls: Any, name: str, revision: str | None, **options: Any) -> PreTrainedModel:
     """``cls.from_pretrained``, which would draw weights at random where the files have none.
 
+    A model without the sdpa kernel (Gemma 2, BLOOM, GPT-J) is loaded with eager.
+
     Raises:
         CheckpointError: transformers can't make this model, or weights are missing.
     """
@@ -155,6 +157,8 @@ def _pretrained(cls: Any, name: str, revision: str | None, **options: Any) -> Pr
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".!")
+        if options.get("attn_implementation") == "sdpa" and "scaled_dot_product_attention" in why:
+            return _pretrained(cls, name, revision, **{**options, "attn_implementation": "eager"})
         if "ignore_mismatched_sizes" in why:
             why = "weights have other shapes than config.json says"
         raise CheckpointError(
@@ -350,6 +354,11 @@ def _under_head(policy: PreTrainedModel) -> PreTrainedModel:
             f"{type(policy).__name__} has no sequence-classification class in transformers, so no "
             "reward model can be made of it; give another base"
         ) from error
+    if not isinstance(getattr(model, "score", None), torch.nn.Linear):
+        raise CheckpointError(
+            f"{type(model).__name__} has no scalar head over the last token, so no reward model "
+            "can be made of it; give another base"
+        )
     backbone = policy.base_model
     backbone.config = config
     setattr(model, model.base_model_prefix, backbone)

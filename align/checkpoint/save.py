@@ -11,16 +11,21 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from align.errors import CheckpointError, ConfigError, RunError
+from align.errors import FULL, CheckpointError, ConfigError, RunError
 from align.guards import resume_command
 
 MANIFEST = "manifest.json"
 MARKER = "run.json"
+LINEAGE = "lineage.json"
+TORCH = {".pt", ".pth", ".bin"}  # what torch.save writes
+OLD, TMP = ".old", ".tmp"
+STAGING = "final.tmp"
 CONTROL = {"resume", "overwrite", "output_dir", "logging_steps", "save_steps", "report_to"}
 CONTROL |= {"reward_timeout", "reward_retries", "vllm_url", "vllm_timeout"}
 """Fields that change nothing of what is learnt."""
@@ -35,9 +40,8 @@ def atomic_dir(target: Path) -> Iterator[Path]:
 
     When the block raises, ``x`` is as it was before.
     """
-    tmp, old = (target.with_name(target.name + end) for end in (".tmp", ".old"))
-    for left_over in (tmp, old):
-        shutil.rmtree(left_over, ignore_errors=True)
+    tmp, old = (target.with_name(target.name + end) for end in (TMP, OLD))
+    shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
     try:
         yield tmp
@@ -46,6 +50,7 @@ def atomic_dir(target: Path) -> Iterator[Path]:
         shutil.rmtree(tmp, ignore_errors=True)
         raise
     if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(target, old)
     os.replace(tmp, target)
     _sync(target.parent)
@@ -53,10 +58,17 @@ def atomic_dir(target: Path) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path) -> None:
-    """Sizes and hashes of all files, flushed to the disk, manifest last."""
+    """Sizes and hashes of all files, flushed to the disk, manifest last.
+
+    Raises:
+        OSError: the disk was full and torch.save, given a path, has not said it: the end of its
+            file, by which a zip archive is found, is missing.
+    """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     for file in files:
         _sync(file)
+        if file.suffix in TORCH and not zipfile.is_zipfile(file):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
     entries = {
         str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)}
         for p in files
@@ -79,16 +91,18 @@ def is_complete(folder: Path) -> bool:
 
 
 def newest_complete(folder: str | Path, prefix: str = "checkpoint-") -> Path | None:
-    """The newest complete folder ``<prefix><number>``, or None."""
-    numbered = sorted(
-        (
-            path
-            for path in Path(folder).glob(f"{prefix}*")
-            if path.name.removeprefix(prefix).isdigit()
-        ),
-        key=lambda path: -int(path.name.removeprefix(prefix)),
-    )
-    return next((path for path in numbered if is_complete(path)), None)
+    """The newest complete folder ``<prefix><number>``, or None.
+
+    A kill while `atomic_dir` replaced a folder leaves the former one as ``<prefix><number>.old``.
+    """
+    return next((path for path in _numbered(folder, prefix) if is_complete(path)), None)
+
+
+def _numbered(folder: str | Path, prefix: str) -> list[Path]:
+    """Folders ``<prefix><number>`` and ``<prefix><number>.old``, the newest first."""
+    names = {p: p.name.removeprefix(prefix) for p in Path(folder).glob(f"{prefix}*")}
+    steps = {p: int(n.removesuffix(OLD)) for p, n in names.items() if n.removesuffix(OLD).isdigit()}
+    return sorted(steps, key=lambda p: (-steps[p], p.name))
 
 
 @contextlib.contextmanager
@@ -101,20 +115,37 @@ def disk_errors(folder: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        words = ("No space left", "os error 28", "file write failed", "PytorchStreamWriter failed")
-        if isinstance(error, RunError) or not any(word in str(error) for word in words):
+        why = _why_full(error)
+        if isinstance(error, RunError) or why is None:
             raise
         newest = newest_complete(folder)
         kept = f"{newest.name} is intact" if newest else "nothing was saved yet"
         raise RunError(
-            f"the disk is full while writing in {folder} ({os.strerror(errno.ENOSPC)}); {kept}; "
+            f"the disk is full while writing in {folder} ({why}); {kept}; "
             f"free some space, then: {resume_command()}"
         ) from error
 
 
+def _why_full(error: Exception) -> str | None:
+    """The system's words for a disk that takes no more, None for another error.
+
+    safetensors tells the number in a text, torch tells that a write failed.
+    """
+    for number in FULL:
+        if getattr(error, "errno", 0) == number or f"os error {number})" in str(error):
+            return os.strerror(number)
+    words = (
+        "file write failed",
+        "PytorchStreamWriter failed",
+        "] . unexpected pos ",
+        "iostream er",
+    )
+    return os.strerror(FULL[0]) if any(word in str(error) for word in words) else None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Strict JSON (no NaN), written beside and moved into place."""
-    tmp = path.with_name(path.name + ".tmp")
+    tmp = path.with_name(path.name + TMP)
     with tmp.open("w", encoding="utf-8") as stream:
         json.dump(value, stream, indent=1, ensure_ascii=False, allow_nan=False)
         stream.write("\n")
@@ -153,9 +184,10 @@ class OutputState(NamedTuple):
 
 def output_state(folder: Path, config: Any = None) -> OutputState:
     """What is in an output directory: nothing, a run of align, or something else."""
-    if not folder.is_dir() or not any(folder.iterdir()):
+    begun = MARKER + TMP  # all that a kill at the very start leaves
+    if not folder.is_dir() or all(path.name == begun for path in folder.iterdir()):
         return OutputState("empty")
-    for name, state in (("lineage.json", "finished"), (MARKER, "interrupted")):
+    for name, state in ((LINEAGE, "finished"), (MARKER, "interrupted")):
         values = _read(folder / name)
         if values is None:
             continue
@@ -163,7 +195,7 @@ def output_state(folder: Path, config: Any = None) -> OutputState:
         return OutputState(
             state,  # type: ignore[arg-type]
             values.get("stage"),
-            int(newest.name.rpartition("-")[2]) if newest else None,
+            int(newest.name.rpartition("-")[2].removesuffix(OLD)) if newest else None,
             _differences(values.get("config") or {}, config),
         )
     return OutputState("foreign")
@@ -218,6 +250,7 @@ def begin_run(config: Any) -> Path | None:
 
     Raises:
         ConfigError: the directory holds something else than a run.
+        CheckpointError: its only checkpoint was damaged after it had been written.
     """
     folder = Path(config.output_dir)
     found = output_state(folder, config)
@@ -228,15 +261,53 @@ def begin_run(config: Any) -> Path | None:
     if found.state != "empty" and not config.resume:
         if not config.overwrite:
             raise ConfigError(in_use(folder, found))
-        shutil.rmtree(folder)
+        _empty(folder)
+    newest = resumable(folder).newest if config.resume else None
     folder.mkdir(parents=True, exist_ok=True)
     values = portable(asdict(config), folder)
     write_json(folder / MARKER, {"stage": config.stage, "config": values})
-    newest = newest_complete(folder) if config.resume else None
     for path in folder.glob("checkpoint-*"):
         if newest is None or (path != newest and not is_complete(path)):
             shutil.rmtree(path)
     return newest
+
+
+class Resumable(NamedTuple):
+    """What a run can go on from."""
+
+    newest: Path | None
+    """None: nothing was saved yet."""
+    damaged: Path | None
+    """A newer one that was written to its end and changed since."""
+
+
+def resumable(folder: Path) -> Resumable:
+    """The checkpoint to go on from.
+
+    Raises:
+        CheckpointError: there is but one, and it is damaged.
+    """
+    broken = None
+    for path in _numbered(folder, "checkpoint-"):
+        if is_complete(path):
+            return Resumable(path, broken)
+        broken = broken or (path if (path / MANIFEST).is_file() else None)
+    if broken:
+        raise CheckpointError(
+            f"{broken} is damaged: a file is missing or not the one that its {MANIFEST} names; "
+            "bring it back from a copy, or start again with --overwrite"
+        )
+    return Resumable(None, None)
+
+
+def _empty(folder: Path) -> None:
+    """Delete a run; a kill on the way leaves a folder that still is one."""
+    write_json(folder / MARKER, {"stage": "(half deleted)"})
+    for path in sorted(folder.iterdir(), key=lambda p: p.name != LINEAGE):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MARKER:
+            path.unlink()
 
 
 def in_use(folder: Path, found: OutputState) -> str:
@@ -255,11 +326,11 @@ def finish_run(folder: Path) -> Iterator[Path]:
 
     Then the intermediate checkpoints go.
     """
-    staging = folder / "final.tmp"
+    staging = folder / STAGING
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     yield staging
-    files = sorted(staging.iterdir(), key=lambda p: p.name == "lineage.json")
+    files = sorted(staging.iterdir(), key=lambda p: p.name == LINEAGE)
     for file in files:
         if file.is_file():
             _sync(file)
@@ -268,10 +339,14 @@ def finish_run(folder: Path) -> Iterator[Path]:
             shutil.rmtree(folder / file.name)
         os.replace(file, folder / file.name)
     _sync(folder)
-    staging.rmdir()
+    tidy(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a finished run needs no more; again, where a kill came before the end of it."""
+    for path in (folder / STAGING, *folder.glob("checkpoint-*")):
+        shutil.rmtree(path, ignore_errors=True)
     (folder / MARKER).unlink(missing_ok=True)
-    for path in folder.glob("checkpoint-*"):
-        shutil.rmtree(path)
 
 
 def write_model(folder: Path, model: Any, tokenizer: Any, state: Any = None) -> None:
@@ -293,15 +368,14 @@ def write_model(folder: Path, model: Any, tokenizer: Any, state: Any = None) -> 
     tokenizer.save_pretrained(folder)
 
 
-def try_saving(folder: Path, model: Any, tokenizer: Any) -> None:
+def try_saving(model: Any, tokenizer: Any) -> None:
     """Everything of a checkpoint but the weights, saved and loaded again, before training starts.
 
     Raises:
         CheckpointError: a config that can't be saved, or a tokenizer that comes back different.
     """
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    there = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
-    with tempfile.TemporaryDirectory(dir=there, prefix=".trial-") as trial:
+    with tempfile.TemporaryDirectory() as trial:
         try:
             inner.config.save_pretrained(trial)
             if getattr(inner, "generation_config", None) is not None:

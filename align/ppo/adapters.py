@@ -142,7 +142,7 @@ def add_adapters(
     The value adapter then has the rank and the targets of the reward adapter, and its weights.
 
     Raises:
-        ConfigError: the adapter has dropout.
+        ConfigError: the adapter has dropout, or fits into no layer.
     """
     from peft import get_peft_model
     from peft.utils import set_peft_model_state_dict
@@ -154,7 +154,13 @@ def add_adapters(
         )
     with quiet_peft(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = get_peft_model(lm, lora, adapter_name=POLICY)
+        try:
+            model = get_peft_model(lm, lora, adapter_name=POLICY)
+        except ValueError as error:
+            raise ConfigError(
+                f"peft can't put adapters into {type(lm).__name__} ({error}); correct "
+                "lora_target_modules, or leave it out for all linear layers"
+            ) from error
         model.add_adapter(VALUE, copy.deepcopy(reward.lora if reward else lora))
         if reward:
             model.add_adapter(REWARD, copy.deepcopy(reward.lora))

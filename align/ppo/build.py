@@ -177,7 +177,7 @@ def value_head(
     bias: Tensor | None = None,
 ) -> nn.Linear:
     """Hidden states to values in float32: a reward model's head less its offset, or a new one."""
-    width = lm.config.get_text_config().hidden_size
+    width = lm.get_output_embeddings().weight.shape[1]  # not hidden_size: OPT may project
     head = nn.Linear(width, 1, device=lm.device)
     nn.init.zeros_(head.bias)
     if weight is None:

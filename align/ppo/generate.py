@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
+from align.ppo.attention import NAME as SDPA_FLOAT32
 from align.ppo.control import stream_seed
 from align.ppo.models import LENGTHS, Head, causal_lm, shape_step
 
@@ -199,4 +200,6 @@ def _takes_bool_mask(lm: PreTrainedModel) -> bool:
     """Whether a ready-made 4-D mask may be given, which saves building one for every token."""
     full = set(getattr(lm.config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
     sliding = getattr(lm.config, "sliding_window", None)
-    return lm.config._attn_implementation == "sdpa" and full and not sliding
+    alibi = getattr(lm.config, "alibi", False)  # reads positions off the mask of a row
+    sdpa = lm.config._attn_implementation in ("sdpa", SDPA_FLOAT32)
+    return sdpa and full and not sliding and not alibi

@@ -47,6 +47,19 @@ class Part(NamedTuple):
     found: Sums
 
 
+def check_steps(progress: Progress) -> None:
+    """At the end of a run, which may be shorter than `MAX_SKIPPED` steps.
+
+    Raises:
+        RunError: not one step was taken.
+    """
+    if progress.step and progress.skipped == progress.step:
+        raise RunError(
+            f"loss or gradient was no finite number in all {progress.step} optimizer steps, so "
+            "nothing was learnt; lower learning_rate, or look at the rewards"
+        )
+
+
 class Learner:
     """Policy and value model under one optimizer."""
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from align.errors import RunError
 from align.ppo.accelerator import Group
 from align.ppo.advantages import kl_estimates, log_ratio, masked_moments
 from align.ppo.learner import Batch
@@ -54,6 +55,21 @@ def sampler_metrics(rollout: Rollout, group: Group, tokens: float) -> Metrics:
         "importance_max": group.max(ratio[rollout.mask].max()),
         "sampler_kl": group.sum(kl.double().sum()).item() / tokens,
     }
+
+
+def check_numbers(rollout: Rollout) -> None:
+    """Stop before a policy that is none any more is trained, judged or saved.
+
+    Raises:
+        RunError: log-probabilities of its tokens are NaN or infinite.
+    """
+    bad = int((~rollout.logprobs.isfinite()).any(1).sum())
+    if bad:
+        raise RunError(
+            f"the policy gives probabilities that are no numbers to {bad} of {len(rollout.mask)} "
+            "completions: its weights are NaN or so large that it overflows; lower learning_rate, "
+            "use bfloat16 instead of float16, or start from another model_name_or_path"
+        )
 
 
 def sample_rows(rollout: Rollout, gold: torch.Tensor | None = None) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ sees that padding, so no attention mask is needed and its amount can't change a 
 states that predict a completion token reach the LM head, and those in chunks.
 """
 
+import copy
+import inspect
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from align import checkpoint as checkpoint_files
 from align.ppo.lora import merged
@@ -266,10 +268,9 @@ def last_mlp_from(first: int, backbone: nn.Module) -> Iterator[None]:
     A mixture of experts is left alone, and so is a layer that is run again for its gradients.
     """
     layers: Any = getattr(backbone, "layers", None) or getattr(backbone, "h", None) or [None]
-    last = layers[-1]
-    mlp = getattr(last, "mlp", None)
-    again = getattr(last, "gradient_checkpointing", False)
-    if mlp is None or again or hasattr(mlp, "experts") or "forward" in vars(mlp):
+    mlp = getattr(layers[-1], "mlp", None)
+    again = getattr(layers[-1], "gradient_checkpointing", False)
+    if mlp is None or again or not _is_plain(mlp):
         yield
         return
     forward = mlp.forward
@@ -283,6 +284,12 @@ def last_mlp_from(first: int, backbone: nn.Module) -> Iterator[None]:
         yield
     finally:
         del mlp.forward
+
+
+def _is_plain(mlp: nn.Module) -> bool:
+    """Whether it maps each state by itself, from one argument; nobody has put himself before it."""
+    alone = len(inspect.signature(mlp.forward).parameters) == 1
+    return alone and not hasattr(mlp, "experts") and "forward" not in vars(mlp)
 
 
 def policy_stats(
@@ -303,10 +310,28 @@ def write_policy(folder: Path, policy: Any, tokenizer: Any) -> None:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """No dropout anywhere: otherwise old and new log-probabilities of the same weights differ."""
+    """No dropout and no noise anywhere: otherwise old and new log-probabilities of the same weights
+    differ. The model's own config, which is saved, keeps its numbers.
+    """
+    quiet: dict[int, Any] = {}  # configs that layers read while they compute
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
+        for name in _noises(module):
+            setattr(module, name, 0.0)
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig) and not isinstance(module, PreTrainedModel):
+            if id(config) not in quiet:
+                quiet[id(config)] = copy.deepcopy(config) if _noises(config) else config
+                for name in _noises(config):
+                    setattr(quiet[id(config)], name, 0.0)
+            module.config = quiet[id(config)]
+
+
+def _noises(holder: Any) -> list[str]:
+    """Attributes that are a rate of dropout or a size of noise, above 0."""
+    return [
+        name
+        for name, value in vars(holder).items()
+        if ("drop" in name or "jitter" in name) and isinstance(value, float) and value
+    ]

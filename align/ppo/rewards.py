@@ -4,6 +4,7 @@ A scorer is a callable ``(records, completions, ended) -> (B,)``: the prompt-onl
 decoded completions, and whether each completion ended by itself.
 """
 
+import copy
 import importlib
 import importlib.util
 import math
@@ -63,7 +64,10 @@ def checked(name: str, scores: Any, completions: Sequence[str]) -> Tensor:
         RunError: not numbers, not one for each completion, or not finite.
     """
     try:
-        tensor = torch.as_tensor(scores).detach().float().cpu()
+        tensor = torch.as_tensor(scores).detach().cpu()
+        if tensor.is_complex():
+            raise TypeError("they are complex")
+        tensor = tensor.float()
     except (TypeError, ValueError, RuntimeError) as error:
         raise RunError(
             f"reward {name} returned {scores!r:.80}: not a list of numbers ({error})"
@@ -77,7 +81,7 @@ def checked(name: str, scores: Any, completions: Sequence[str]) -> Tensor:
     if bad:
         raise RunError(
             f"reward {name} returned {tensor[bad[0]].item()} for {len(bad)} of {len(completions)} "
-            f"completions, first for {completions[bad[0]]!r:.80}; a score must be finite"
+            f"completions, first for {completions[bad[0]]!r:.80}; a score must be finite in float32"
         )
     return tensor
 
@@ -89,7 +93,7 @@ def load_function(spec: str) -> Callable[..., Any]:
     """The function that ``module:function`` or ``file.py:function`` names.
 
     Raises:
-        ConfigError: no such module, file or function.
+        ConfigError: no such module, file or function, or one that can't be imported.
     """
     where, _, name = spec.rpartition(":")
     if not where or not name:
@@ -100,6 +104,11 @@ def load_function(spec: str) -> Callable[..., Any]:
         raise ConfigError(
             f"reward function {spec!r}: can't import {where} ({error}); give module:function of an "
             "importable module, or path/to/file.py:function"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"reward function {spec!r}: importing {where} raised {type(error).__name__} ({error}); "
+            "correct that file"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -132,8 +141,9 @@ def function_scorer(spec: str, timeout: float) -> Scorer:
     def score(
         records: Sequence[Record], completions: Sequence[str], ended: Sequence[bool]
     ) -> Tensor:
-        prompts = [record["prompt"] for record in records]
-        result = within(timeout, spec, lambda: function(prompts, list(completions), list(records)))
+        own = copy.deepcopy(list(records))  # what the function does to them stays with it
+        prompts = [record["prompt"] for record in own]
+        result = within(timeout, spec, lambda: function(prompts, list(completions), own))
         return checked(spec, result, completions)
 
     return score

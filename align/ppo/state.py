@@ -50,6 +50,7 @@ class Progress:
     held_out: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     scale: dict[str, float] = field(default_factory=dict)
+    lines: dict[str, int] = field(default_factory=dict)
 
 
 class Restored(NamedTuple):
@@ -119,7 +120,8 @@ def save(
     with checkpoint.atomic_dir(target) as folder:
         for name, weights in files.items():
             save_file(weights, folder / f"{name}.safetensors")
-        torch.save(moments, folder / "optimizer.pt")
+        with (folder / "optimizer.pt").open("wb") as file:  # a path would hide a full disk
+            torch.save(moments, file)
         state = {"progress": asdict(progress), "run": run}
         (folder / "state.json").write_text(json.dumps(state, indent=1))
     for older in output_dir.glob(f"{PREFIX}*"):

@@ -37,9 +37,10 @@ from align.ppo.attention import use_float32_attention
 from align.ppo.build import reward_lineage
 from align.ppo.control import IN_A_ROW, Timer, draw_index, next_kl_coef, no_scores
 from align.ppo.generate import Completions, draws
-from align.ppo.learner import Batch, Learner
-from align.ppo.metrics import held_out_metrics, rollout_metrics, sample_rows
+from align.ppo.learner import Batch, Learner, check_steps
+from align.ppo.metrics import check_numbers, held_out_metrics, rollout_metrics, sample_rows
 from align.ppo.models import Networks, causal_lm, write_policy
+from align.ppo.probe import check_model
 from align.ppo.rewards import Record, Rewards, RunningScale, Scores, shape_scores
 from align.ppo.rollout import (
     Prompt,
@@ -124,11 +125,15 @@ class PPOTrainer:
         config = self.config
         if config.gradient_checkpointing:
             enable_checkpointing(networks)
+        sharded, device = is_sharded(self.accelerator), self.accelerator.device
+        if not sharded and networks.value_head.weight.device.type != device.type:
+            networks.to(device)
         half = config.bf16 or config.dtype == "bfloat16"
-        if half and self.accelerator.device.type == "cpu":
+        if half and device.type == "cpu":
             lms = (causal_lm(networks.policy), networks.value_backbone, networks.reference)
             use_float32_attention(*lms)
-        if is_sharded(self.accelerator):
+        check_model(networks, config.max_length)
+        if sharded:
             keep_precision(self.accelerator)
             networks.prepare_sampling_in_pieces()
         optimizer = new_optimizer(config, networks)
@@ -153,28 +158,33 @@ class PPOTrainer:
             Interrupted: after Ctrl-C or SIGTERM, once the run is saved.
             RunError: losses are no numbers several times in a row, or a reward failed.
         """
-        if self.accelerator.is_main_process:
-            networks = self.accelerator.unwrap_model(self.networks)
-            checkpoint.try_saving(self.output_dir, networks.policy, self.tokenizer)
-        self.interrupts.install()
-        try:
-            newest = checkpoint.begin_run(self.config) if self.accelerator.is_main_process else None
-            (newest,) = broadcast_object_list([newest])
-            if newest is not None:
-                self._restore(newest)
-            self.watch.start(self.progress.rollout)
-            if self.too_long:
-                self.watch.say(f"{self.too_long} prompts are too long for max_length and left out")
-            if self.progress.rollout == 0:
-                self._evaluate()
-            with checkpoint.disk_errors(self.output_dir):
+        with checkpoint.disk_errors(self.output_dir):
+            if self.accelerator.is_main_process:
+                networks = self.accelerator.unwrap_model(self.networks)
+                checkpoint.try_saving(networks.policy, self.tokenizer)
+            self.interrupts.install()
+            try:
+                self._begin()
                 while self.progress.rollout < self.rollouts and not self.progress.stopped:
                     self._one_rollout()
-        finally:
-            self.interrupts.restore()
-            self.watch.close()
-            if self.accelerator.is_main_process:
-                vllm.forget_weights(self.output_dir / vllm.FOLDER)
+                check_steps(self.progress)
+            finally:
+                self.interrupts.restore()
+                self.watch.close()
+                if self.accelerator.is_main_process:
+                    vllm.forget_weights(self.output_dir / vllm.FOLDER)
+
+    def _begin(self) -> None:
+        """From nothing, or from where a checkpoint stands."""
+        newest = checkpoint.begin_run(self.config) if self.accelerator.is_main_process else None
+        (newest,) = broadcast_object_list([newest])
+        if newest is not None:
+            self._restore(newest)
+        self.watch.start(self.progress.rollout, self.progress.lines)
+        if self.too_long:
+            self.watch.say(f"{self.too_long} prompts are too long for max_length and left out")
+        if self.progress.rollout == 0:
+            self._evaluate()
 
     def _one_rollout(self) -> None:
         config, progress = self.config, self.progress
@@ -284,7 +294,7 @@ class PPOTrainer:
             )
 
     def _score(self, prompts: Sequence[Prompt], completions: Completions) -> Rollout:
-        return score_rollout(
+        rollout = score_rollout(
             self.streams,
             prompts,
             completions,
@@ -293,6 +303,8 @@ class PPOTrainer:
             temperature=self.config.temperature,
             micro_batch=self.config.per_device_train_batch_size,
         )
+        self.group.together(lambda: check_numbers(rollout))
+        return rollout
 
     def _together(self, reward: Rewards) -> Callable[..., Scores]:
         """Rewards whose failure on one process stops all of them with its message."""
@@ -395,6 +407,7 @@ class PPOTrainer:
     def _save(self) -> None:
         """Write a checkpoint of this moment, between two rollouts."""
         self.progress.scale = dict(vars(self.scale))
+        self.progress.lines = dict(self.watch.lines)
         state.save(
             self.output_dir,
             self.progress,

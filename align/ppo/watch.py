@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +29,31 @@ class Watch:
         self.samples_file = output_dir / "samples.jsonl"
         self.total = total
         self.bar: Any = None
+        self.lines: dict[str, int] = {}  # written so far, by the name of the file
         self.config = {k: v for k, v in config.items() if isinstance(v, int | float | str | bool)}
 
-    def start(self, rollout: int) -> None:
-        """Begin, or go on after ``rollout`` rollouts: later lines are of a life that was lost."""
+    def start(self, rollout: int, lines: dict[str, int]) -> None:
+        """Begin, or go on after ``rollout`` rollouts.
+
+        Args:
+            rollout: how many there were
+            lines: how many of each file there were then; more are of a life that was lost
+        """
         if self.accelerator.log_with:  # not before: they write into output_dir
-            self.accelerator.init_trackers("align-ppo", config=self.config)
+            with redirect_stdout(sys.stderr):  # trackio talks
+                self.accelerator.init_trackers("align-ppo", config=self.config)
         if not self.main:
             return
         for file in (self.metrics_file, self.samples_file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            kept = _lines_until(file, rollout) if rollout else []
-            file.write_text("".join(kept), encoding="utf-8")
+            before = (
+                file.read_bytes().splitlines(keepends=True) if rollout and file.is_file() else []
+            )
+            kept = before[: lines.get(file.name, 0)]
+            beside = file.with_name(file.name + ".tmp")  # a kill must not take the lines before it
+            beside.write_bytes(b"".join(kept))
+            os.replace(beside, file)
+            self.lines[file.name] = len(kept)
         self.bar = tqdm(
             total=self.total, initial=rollout, desc="PPO", unit="rollout", file=sys.stderr,
             mininterval=0.5, dynamic_ncols=True,
@@ -54,19 +69,23 @@ class Watch:
         """One line of metrics.jsonl, and the trackers."""
         clean = {k: finite(v) for k, v in metrics.items()}
         if self.accelerator.log_with:
-            self.accelerator.log({k: v for k, v in clean.items() if v is not None}, step=step)
+            told = {k: v for k, v in clean.items() if v is not None and k != "step"}
+            with redirect_stdout(sys.stderr):
+                self.accelerator.log(told, step=step)
         if self.main:
-            with self.metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(clean, allow_nan=False) + "\n")
+            self._append(self.metrics_file, [clean])
 
     def samples(self, rollout: int, rows: Sequence[dict[str, Any]], shown: int = 3) -> None:
         """Sample completions: all to samples.jsonl, the first few as a table on stderr."""
         if not self.main:
             return
-        with self.samples_file.open("a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps({"rollout": rollout, **row}, allow_nan=False) + "\n")
+        self._append(self.samples_file, [{"rollout": rollout, **row} for row in rows])
         self.say(f"held-out completions after {rollout} rollouts\n" + table(rows[:shown]))
+
+    def _append(self, file: Path, rows: Sequence[dict[str, Any]]) -> None:
+        with file.open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        self.lines[file.name] = self.lines.get(file.name, 0) + len(rows)
 
     def say(self, text: str) -> None:
         """A line for people, above the progress bar."""
@@ -77,8 +96,9 @@ class Watch:
         """End the bar and the trackers."""
         if self.bar is not None:
             self.bar.close()
-        for tracker in self.accelerator.trackers:  # end_training() would part the processes too
-            tracker.finish()
+        with redirect_stdout(sys.stderr):
+            for tracker in self.accelerator.trackers:  # end_training() would part processes too
+                tracker.finish()
 
 
 def table(rows: Sequence[dict[str, Any]], width: int = 44) -> str:
@@ -100,16 +120,3 @@ def table(rows: Sequence[dict[str, Any]], width: int = 44) -> str:
 def prompt_text(prompt: str | Sequence[dict[str, str]]) -> str:
     """A prompt on one line: of a conversation, what was said last."""
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
-
-
-def _lines_until(file: Path, rollout: int) -> list[str]:
-    """Lines of a .jsonl file up to a rollout; a line that a kill cut short is left out."""
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row.get("rollout", 0) <= rollout:
-            kept.append(line + "\n")
-    return kept

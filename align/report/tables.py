@@ -285,6 +285,7 @@ REPORT_MEANINGS = {
     "mean margin": "mean score of chosen minus rejected",
     "overlong": "pairs that are longer than max_length and were left out",
     "sensitivity: eos mean abs": "how far a score moves without EOS; 0 would mean blind to the end",
+    "sensitivity: padding max abs": "how far a score moves with 16 more PADs; should be 0",
     "sensitivity: batching max abs": "how far a score moves with its batch; should be 0",
 }
 

@@ -62,13 +62,14 @@ def test_what_a_run_leaves(finished):
     low, high = found["accuracy"]["ci95"]
     assert 0 < low < found["accuracy"]["value"] <= high + 1e-9 <= 1 + 1e-9
     assert (
-        len(found["by_card"]) == 1
+        list(found["by_card"]) == ["../pairs.jsonl"]  # as seen from there, wherever that is
         and sum(v["n"] for v in found["by_kind"].values()) == found["pairs"]
     )
     assert 0 <= found["calibration"]["ece"] <= 1
     assert sum(b["n"] for b in found["calibration"]["bins"]) == found["pairs"]
     assert 0.2 < found["length_only"]["value"] < 0.9
-    assert found["sensitivity"]["eos_mean_abs"] > 1e-4 > found["sensitivity"]["batching_max_abs"]
+    moved = found["sensitivity"]
+    assert moved["eos_mean_abs"] > 1e-4 > max(moved["padding_max_abs"], moved["batching_max_abs"])
     lineage = checkpoint.read_lineage(finished)
     assert lineage["stage"] == "reward" and lineage["held_out"] == found["accuracy"]
     assert checkpoint.inspect_checkpoint(finished, expect="reward").num_labels == 1
@@ -249,6 +250,23 @@ def test_a_reward_model_blind_to_eos_is_refused(finished, tmp_path):
     save_file(weights, tmp_path / "blind" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="is blind to EOS: it scores"):
         RewardScorer.load(str(tmp_path / "blind"))
+
+
+def test_a_reward_model_of_no_numbers_is_refused(finished, tmp_path):
+    scorer = RewardScorer.load(str(finished), device="cpu")
+    scorer.model.score.weight.data *= math.nan
+    with pytest.raises(CheckpointError, match="scores nan for a short text: its weights are no"):
+        scorer.check_eos("it")
+
+
+def test_the_report_sees_a_score_that_moves_with_padding(finished):
+    """A model that reads PADs would be found."""
+    scorer = RewardScorer.load(str(finished), device="cpu")
+    rows = scorer.encode(["has he apples"] * 2, ["Yes.", "No, he found three apples."])
+    assert reward.sensitivity(scorer, rows)["padding_max_abs"] < 1e-5
+    forward = scorer._forward
+    scorer._forward = lambda batch, padding: forward(batch, padding) + 0.01 * padding
+    assert reward.sensitivity(scorer, rows)["padding_max_abs"] == pytest.approx(0.16, abs=1e-4)
 
 
 def test_trl_with_pad_equal_to_eos_is_blind_and_we_refuse_it(tmp_path):

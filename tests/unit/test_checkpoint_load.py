@@ -200,10 +200,10 @@ def test_saving_is_tried_before_training(tmp_path):
     tokenizer = checkpoint.load_tokenizer(str(base), chat_template="plain")
     model = checkpoint.load_policy(sft(base), tokenizer)
     (tmp_path / "out").mkdir()
-    try_saving(tmp_path / "out", model, tokenizer)
+    try_saving(model, tokenizer)
     assert not any((tmp_path / "out").iterdir())
     model.generation_config.num_return_sequences = 3
     model.generation_config.do_sample = False
     model.generation_config.num_beams = 1
     with pytest.raises(CheckpointError, match=r"could not be saved after training"):
-        try_saving(tmp_path / "out", model, tokenizer)
+        try_saving(model, tokenizer)

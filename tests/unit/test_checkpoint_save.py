@@ -1,11 +1,15 @@
 """Folders that are whole or not there, output directories, lineage, paths that travel."""
 
+import errno
 import json
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 from align import checkpoint
 from align.checkpoint.save import located, portable
@@ -179,19 +183,33 @@ def test_manifest_lists_subfolders(tmp_path):
     ]
 
 
+def test_a_file_of_torch_that_a_full_disk_cut_short_is_no_checkpoint(tmp_path):
+    """torch.save, given a path, loses the last bytes of a file without a word."""
+    with (
+        pytest.raises(OSError, match="No space left"),
+        checkpoint.atomic_dir(tmp_path / "x") as tmp,
+    ):
+        torch.save({"a": torch.ones(99)}, tmp / "optimizer.pt")
+        os.truncate(tmp / "optimizer.pt", (tmp / "optimizer.pt").stat().st_size - 9)
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
-    "words",
+    "error, why",
     [
-        "Error while serializing: I/O error: No space left on device (os error 28)",
-        "[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data/0",
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0"), "No space left"),
+        (RuntimeError("[enforce fail at c.cc:672] . unexpected pos 8 vs 6"), "No space left"),
+        (RuntimeError("I/O error: File too large (os error 27)"), "File too large"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "Disk quota exceeded"),
     ],
 )
-def test_a_full_disk_is_told_in_our_words(words):
+def test_a_full_disk_is_told_in_our_words(error, why):
     from align.checkpoint.save import disk_errors
     from align.errors import verdict
 
-    with pytest.raises(RunError, match="No space left") as caught, disk_errors("runs/x"):
-        raise RuntimeError(words)
+    with pytest.raises(RunError, match=why) as caught, disk_errors("runs/x"):
+        raise error
     line, code = verdict(caught.value)
     assert "the disk is full while writing in runs/x" in line and code == 1
     assert "nothing was saved yet; free some space, then: " in line
@@ -214,3 +232,121 @@ def test_paths_are_those_that_the_checkpoint_sees(tmp_path, monkeypatch):
     there = located(found, Path("run/ppo"))
     assert Path(there["parent"]["path"]).samefile("run/sft")
     assert there["hub"] == "org/model"
+
+
+# ---------------------------------------------------------------- kills between two system calls
+
+EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
+
+
+def killed_at(event: int, folder: Path, work) -> bool:
+    """Do ``work`` in a process that is gone at its n-th touch of the folder; False: it ended."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    seen = iter(range(event))
+
+    def hook(name: str, args: tuple) -> None:
+        if name in EVENTS and str(folder) in str(args[0]) and next(seen, None) is None:
+            os._exit(9)
+
+    sys.addaudithook(hook)
+    work()
+    os._exit(0)
+
+
+def at_every_event(folder: Path, prepare, work):
+    """Kill ``work`` at each of its touches of the folder in turn; yields after every kill."""
+    for event in range(200):
+        shutil.rmtree(folder, ignore_errors=True)
+        prepare()
+        if not killed_at(event, folder, work):
+            assert event > 2, "nothing was killed"
+            return
+        yield event
+    raise AssertionError("it never ended")
+
+
+def save_again(folder: Path, text: str) -> None:
+    with checkpoint.atomic_dir(folder / "checkpoint-5") as tmp:
+        fill(tmp, text)
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_the_old_or_the_new_one(tmp_path):
+    """The same step is saved twice where Ctrl-C or the KL budget ends a run."""
+    folder, found = tmp_path / "run", set()
+
+    def prepare() -> None:
+        checkpoint.begin_run(config(folder))
+        save_again(folder, "old")
+
+    for event in at_every_event(folder, prepare, lambda: save_again(folder, "new")):
+        newest = checkpoint.newest_complete(folder)
+        assert newest is not None, event
+        found.add((newest / "model.safetensors").read_text())
+        assert checkpoint.output_state(folder).step == 5
+        assert checkpoint.begin_run(config(folder, resume=True)) == newest
+        save_again(folder, "newer")
+        names = [p.name for p in folder.glob("checkpoint-*") if p.name != "checkpoint-5.old"]
+        assert names == ["checkpoint-5"]
+    assert found == {"old", "new"}
+
+
+def test_a_kill_at_the_start_of_a_run_never_leaves_a_folder_that_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    begin = lambda **flags: checkpoint.begin_run(config(folder, **flags))  # noqa: E731
+    for event in at_every_event(folder, lambda: None, begin):
+        state = checkpoint.output_state(folder).state
+        assert state in ("empty", "interrupted"), event
+        begin(resume=state == "interrupted")
+
+
+def test_a_kill_during_overwrite_leaves_a_folder_that_can_be_overwritten(tmp_path):
+    folder = tmp_path / "run"
+
+    def prepare() -> None:
+        checkpoint.begin_run(config(folder))
+        with checkpoint.finish_run(folder) as staging:
+            fill(staging)
+            (staging / "lineage.json").write_text('{"stage": "sft"}')
+
+    overwrite = lambda: checkpoint.begin_run(config(folder, overwrite=True))  # noqa: E731
+    for _ in at_every_event(folder, prepare, overwrite):
+        assert checkpoint.output_state(folder).state in ("finished", "interrupted")
+        overwrite()
+        assert [p.name for p in folder.iterdir()] == ["run.json"]
+
+
+def test_a_kill_while_a_run_is_finished_is_mended(tmp_path):
+    folder = tmp_path / "run"
+
+    def prepare() -> None:
+        checkpoint.begin_run(config(folder))
+        save_again(folder, "weights")
+
+    def finish() -> None:
+        with checkpoint.finish_run(folder) as staging:
+            fill(staging)
+            (staging / "lineage.json").write_text('{"stage": "sft"}')
+
+    for event in at_every_event(folder, prepare, finish):
+        if checkpoint.output_state(folder).state == "finished":
+            checkpoint.save.tidy(folder)
+        else:
+            assert checkpoint.newest_complete(folder) is not None, event
+            finish()
+        assert sorted(p.name for p in folder.iterdir()) == ["lineage.json", "model.safetensors"]
+
+
+def test_a_damaged_checkpoint_is_never_taken_for_no_checkpoint(tmp_path):
+    checkpoint.begin_run(config(tmp_path))
+    save_again(tmp_path, "weights")
+    (tmp_path / "checkpoint-5/model.safetensors").write_text("bit rot")
+    with pytest.raises(CheckpointError, match=r"checkpoint-5 is damaged: .*--overwrite"):
+        checkpoint.begin_run(config(tmp_path, resume=True))
+    assert (tmp_path / "checkpoint-5").is_dir()
+    with checkpoint.atomic_dir(tmp_path / "checkpoint-4") as older:
+        fill(older)
+    found = checkpoint.save.resumable(tmp_path)
+    assert [p.name for p in found] == ["checkpoint-4", "checkpoint-5"]
+    assert checkpoint.begin_run(config(tmp_path, resume=True)).name == "checkpoint-4"

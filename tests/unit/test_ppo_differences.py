@@ -82,11 +82,30 @@ Proofs
       test_kl_estimates_equal_their_definition
   6 kill -9   test_recipes_ppo::test_killed_at_any_moment_and_resumed_gives_the_same_weights
       test_ppo_trainer::test_resumed_equals_uninterrupted_bit_for_bit
+      test_ppo_trainer::test_a_run_that_is_resumed_and_then_exceeds_its_budget_has_the_policy_within_it
   7 it learns   test_ppo_trainer::test_score_rises_within_the_kl_budget
   8 TRL   test_ppo_parity::test_numbers_equal_those_of_trl
-  adapters   test_recomputed_activations_give_both_adapters_the_same_gradients
+  architectures
+      test_ppo_models::test_the_first_pass_has_ratio_1_and_no_kl_whatever_the_architecture
+      test_ppo_models::test_a_model_that_padding_would_change_is_refused
+
+Traps of the libraries, each seen to fail where the trap is sprung
+  adapters and gradient checkpointing
+      test_recomputed_activations_give_both_adapters_the_same_gradients
       test_both_forward_passes_before_one_backward_pass_would_be_wrong
       test_ppo_networks::test_each_adapter_gets_the_gradient_that_it_gets_alone
+      test_ppo_trainer::test_gradient_checkpointing_gives_the_same_weights
+  loss scaling over processes
+      test_ppo_networks::test_two_processes_with_8_rows_have_the_gradient_of_one_with_16
+  packing leaks
+      test_training::test_packed_records_would_read_each_other_so_packing_needs_a_kernel_that_parts_them
+      test_preflight::test_bad_input
+  saves that are not atomic
+      test_checkpoint_save::test_a_kill_while_a_checkpoint_is_replaced_leaves_the_old_or_the_new_one
+      test_checkpoint_save::test_a_file_of_torch_that_a_full_disk_cut_short_is_no_checkpoint
+      test_ppo_faults::test_a_full_disk_at_a_checkpoint_leaves_the_one_before
+  samplers   test_training::test_every_row_once_and_only_arguments_count
+      test_ppo_trainer::test_resumed_equals_uninterrupted_bit_for_bit
 """
 
 import math

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import time
 from pathlib import Path
 
@@ -10,8 +11,7 @@ import pytest
 import torch
 
 from align import checkpoint
-from align.errors import DataError, RunError
-from align.ppo import state
+from align.errors import ConfigError, DataError, RunError
 from align.ppo.build import build_rewards
 from align.ppo.generate import Completions
 
@@ -44,12 +44,44 @@ def test_one_loss_that_is_no_number_is_skipped_and_counted(tmp_path):
     assert all(p.isfinite().all() for p in weights(trainer).values())
 
 
+def spoil_losses(learner) -> None:
+    """Every loss is NaN from now on."""
+    loss = learner._loss
+
+    def broken(*arguments):
+        part = loss(*arguments)
+        return part._replace(loss=part.loss * math.nan)
+
+    learner._loss = broken
+
+
 def test_losses_that_are_never_numbers_stop_the_run(tmp_path):
     trainer = ppo_tiny.trainer(ppo_tiny.config(tmp_path, total_episodes=80))
-    loss = trainer.learner._loss
-    trainer.learner._loss = lambda *a: loss(*a)._replace(loss=loss(*a).loss * math.nan)
+    spoil_losses(trainer.learner)
     with pytest.raises(RunError, match="no finite number in 5 optimizer steps in a row"):
         trainer.train()
+
+
+def test_losses_that_are_never_numbers_stop_a_run_of_few_steps_too(tmp_path):
+    trainer = ppo_tiny.trainer(ppo_tiny.config(tmp_path, num_ppo_epochs=1))
+    spoil_losses(trainer.learner)
+    with pytest.raises(RunError, match="no finite number in all 2 optimizer steps, so nothing"):
+        trainer.train()
+
+
+def test_a_policy_of_no_numbers_is_never_judged_or_saved(tmp_path):
+    trainer = ppo_tiny.trainer(ppo_tiny.config(tmp_path, save_steps=1, eval_steps=1))
+    learn = trainer.learner.learn
+
+    def spoil(*arguments):
+        learnt = learn(*arguments)
+        next(trainer.networks.policy.parameters()).data.mul_(math.nan)
+        return learnt
+
+    trainer.learner.learn = spoil
+    with pytest.raises(RunError, match=r"no numbers to 3 of 3 completions: .*lower learning_rate"):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize(
@@ -149,6 +181,15 @@ def nothing(prompts, completions, records):
 def not_a_number(prompts, completions, records):
     return [float("nan")] + [0.0] * (len(completions) - 1)
 
+def complex_ones(prompts, completions, records):
+    return [1j] * len(completions)
+
+def strings(prompts, completions, records):
+    return ["0.5"] * len(completions)
+
+def too_large(prompts, completions, records):
+    return [1e300] * len(completions)
+
 def hangs(prompts, completions, records):
     time.sleep(30)
 
@@ -165,6 +206,9 @@ def late(prompts, completions, records, calls=[]):
         ("too_few", r"returned scores of shape \(2,\) for 3 completions"),
         ("nothing", "returned None: not a list of numbers"),
         ("not_a_number", r"returned nan for 1 of 3 completions, first for '.*'; a score must be"),
+        ("complex_ones", r"returned \[1j, 1j, 1j\]: not a list of numbers"),
+        ("strings", r"returned \['0.5', '0.5', '0.5'\]: not a list of numbers"),
+        ("too_large", r"returned inf for 3 of 3 completions.*must be finite in float32"),
         ("hangs", r"gave no scores within 0.2 s; make it faster or raise reward_timeout"),
     ],
 )
@@ -178,6 +222,34 @@ def test_a_reward_function_that_fails_stops_the_run_and_is_named(tmp_path, name,
     with pytest.raises(RunError, match=rf"reward {spec} {message}"):
         trainer.train()
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "form", ["np.array({})", "torch.tensor({})", "[np.float32(x) for x in {}]"]
+)
+def test_arrays_and_tensors_are_lists_of_numbers(tmp_path, form):
+    """And what a function does to its arguments stays with it."""
+    (tmp_path / "rules.py").write_text(
+        "import numpy as np, torch\n"
+        "def rule(prompts, completions, records):\n"
+        "    n = len(completions)\n"
+        "    [each.clear() for each in (prompts, completions, *records)]\n"
+        f"    return {form.format('[0.5] * n')}\n"
+    )
+    spec = f"{tmp_path / 'rules.py'}:rule"
+    scorer = build_rewards(ppo_tiny.config(tmp_path, reward_functions={spec: 2.0}))
+    texts = ["a"] * len(ppo_tiny.RECORDS)
+    scores = scorer(ppo_tiny.RECORDS, texts, [True] * len(texts))
+    assert scores.total.tolist() == [1.0] * len(texts)
+    assert all(ppo_tiny.RECORDS) and texts
+
+
+@pytest.mark.parametrize("text", ["def f(:", "x = nothing_of_this_name", "import sys; sys.exit(5)"])
+def test_a_file_that_can_t_be_imported_is_the_users_mistake(tmp_path, text):
+    (tmp_path / "rules.py").write_text(text)
+    spec = f"{tmp_path / 'rules.py'}:f"
+    with pytest.raises(ConfigError, match=r"rules.py:f': importing .* raised \w+ \(.*correct that"):
+        build_rewards(ppo_tiny.config(tmp_path, reward_functions={spec: 1.0}))
 
 
 def test_a_reward_that_fails_late_leaves_what_was_saved(tmp_path):
@@ -199,27 +271,40 @@ def test_a_reward_that_fails_late_leaves_what_was_saved(tmp_path):
 # ---------------------------------------------------------------- the disk
 
 
-@pytest.mark.parametrize("what", ["networks", "optimizer"])
-def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(tmp_path, monkeypatch, what):
-    """The real disk is filled in tests/recipes/test_bad_input.py; here each file fails in turn."""
-    trainer = ppo_tiny.trainer(ppo_tiny.config(tmp_path, total_episodes=80, save_steps=1))
-    name = {"networks": "save_file", "optimizer": "torch.save"}[what]
-    saves, real = [], state.save_file if what == "networks" else torch.save
+@pytest.mark.parametrize(
+    "what, cut",
+    [
+        ("networks.safetensors", 99),
+        ("optimizer.pt", 30_000),
+        ("optimizer.pt", 9),
+        ("state.json", 9),
+    ],
+)
+def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(tmp_path, what, cut):
+    """A write that stops ``cut`` bytes before the end; resumed, the weights are equal.
 
-    def full(value, path, *rest):
-        saves.append(path)
-        if len(saves) == 3:
-            Path(path).write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        return real(value, path, *rest)
+    A whole disk is filled in tests/recipes/test_bad_input.py.
+    """
+    options = {"total_episodes": 32, "save_steps": 1}
+    whole = ppo_tiny.trainer(ppo_tiny.config(tmp_path / "whole", **options))
+    whole.train()
+    trainer = ppo_tiny.trainer(ppo_tiny.config(tmp_path / "cut", **options))
+    save, before = trainer._save, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    monkeypatch.setattr(f"align.ppo.state.{name}", full)
-    with pytest.raises(RunError, match=r"the disk is full .*; checkpoint-8 is intact; free some"):
-        trainer.train()
-    assert checkpoint.newest_complete(tmp_path).name == "checkpoint-8"
-    monkeypatch.undo()
-    resumed = ppo_tiny.trainer(
-        ppo_tiny.config(tmp_path, total_episodes=80, save_steps=1, resume=True)
-    )
+    def full() -> None:
+        if trainer.progress.rollout == 2:
+            size = (tmp_path / "cut/checkpoint-4" / what).stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size - cut, before[1]))
+        save()
+
+    trainer._save = full
+    try:
+        with pytest.raises(RunError, match=r"the disk is full .*; checkpoint-4 is intact; free"):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-4"]
+    resumed = ppo_tiny.trainer(ppo_tiny.config(tmp_path / "cut", resume=True, **options))
     resumed.train()
-    assert resumed.progress.rollout == 10
+    for name, parameter in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], parameter), name

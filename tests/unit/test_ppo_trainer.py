@@ -275,6 +275,32 @@ def test_kl_over_its_budget_stops_the_run(tmp_path):
     assert kl_per_completion(over).mean() < 1.0
 
 
+def test_a_run_that_is_resumed_and_then_exceeds_its_budget_has_the_policy_within_it(tmp_path):
+    """That policy is none in training any more: it must be in the checkpoint."""
+    options = {"total_episodes": 800, "learning_rate": 3e-2, "kl_budget": 0.5, "kl_coef": 0.0}
+    whole = ppo_tiny.trainer(ppo_tiny.config(tmp_path / "a", **options))
+    whole.train()
+    settings = ppo_tiny.config(tmp_path / "b", save_steps=1, **options)
+    cut = ppo_tiny.trainer(settings)
+    save = cut._save
+
+    def killed_before_the_last() -> None:
+        if cut.progress.stopped:  # after the held-out evaluation
+            raise SystemExit("killed")
+        save()
+
+    cut._save = killed_before_the_last
+    with pytest.raises(SystemExit):
+        cut.train()
+    resumed = ppo_tiny.trainer(replace(settings, resume=True))
+    resumed.train()
+    assert resumed.progress.stopped == whole.progress.stopped != ""
+    rollouts = [[m["rollout"] for m in metrics(tmp_path / x)] for x in "ab"]
+    assert rollouts[0] == rollouts[1]
+    for name, parameter in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], parameter), name
+
+
 def test_early_stop_on_approximate_kl_saves_optimizer_steps(tmp_path):
     settings = ppo_tiny.config(
         tmp_path, total_episodes=8, learning_rate=3e-2, num_ppo_epochs=9, approx_kl_limit=0.01

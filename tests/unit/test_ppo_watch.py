@@ -31,7 +31,7 @@ def metrics(folder) -> list[dict]:
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)
-def test_a_tracker_gets_the_numbers_of_metrics_jsonl(tmp_path, monkeypatch, tracker):
+def test_a_tracker_gets_the_numbers_of_metrics_jsonl(tmp_path, monkeypatch, capsys, tracker):
     if not there(tracker):
         pytest.skip(f"{tracker} is not installed; preflight refuses it, see below")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -42,6 +42,7 @@ def test_a_tracker_gets_the_numbers_of_metrics_jsonl(tmp_path, monkeypatch, trac
     trainer.train()
     trainer.finish(lambda folder: checkpoint.save.write_json(folder / "lineage.json", {}))
     assert trainer.progress.rollout == 2
+    assert capsys.readouterr().out == "", "stdout is for results"
     if tracker == "tensorboard":
         assert_events_match(tmp_path / "out")
 

@@ -233,6 +233,15 @@ def test_a_run_in_the_output_folder(world):
         preflight.preflight(made)
     resumed = preflight.preflight(config(world, resume=True))
     assert "from the start (nothing was saved yet)" in resumed.lines[0]
+    (world / "out" / "checkpoint-5").mkdir()  # killed while it was written
+    resumed = preflight.preflight(config(world, resume=True))
+    assert "from the start (no checkpoint was written to its end)" in resumed.lines[0]
+    with checkpoint.atomic_dir(world / "out" / "checkpoint-7") as folder:
+        (folder / "weights").write_text("1")
+    assert "resumed from checkpoint-7" in preflight.preflight(config(world, resume=True)).lines[0]
+    (world / "out" / "checkpoint-7" / "weights").write_text("2")
+    with pytest.raises(CheckpointError, match=r"checkpoint-7 is damaged: .*with --overwrite"):
+        preflight.preflight(config(world, resume=True))
     with pytest.raises(ConfigError, match=r"another recipe \(seed: 0 -> 5\)"):
         preflight.preflight(config(world, resume=True, seed=5))
     over = preflight.preflight(config(world, overwrite=True, seed=5))
@@ -262,6 +271,16 @@ def test_the_estimate_counts_what_is_trained(world):
     assert lora.state < full.state and lora.checkpoint < full.checkpoint
     light = preflight.estimate(config(world, gradient_checkpointing=True), info)
     assert light.activations * info.layers == full.activations
+
+
+def test_the_estimate_of_ppo_counts_both_networks_that_learn(world):
+    info = checkpoint.inspect_checkpoint(world / "base")
+    rule = {"reward_functions": {"x:y": 1.0}, "total_episodes": 1, "max_completion_length": 8}
+    full = preflight.estimate(config(world, PPOStage, **rule), info)
+    assert full.checkpoint == 2 * 12 * info.parameters
+    assert full.state == (3 * 4 + 2 * 12) * info.parameters
+    kept = preflight.estimate(config(world, PPOStage, ema_decay=0.9, kl_budget=9.0, **rule), info)
+    assert kept.checkpoint == full.checkpoint + 2 * 4 * info.parameters
 
 
 def test_the_reward_model_of_ppo(world):

@@ -4,6 +4,8 @@ import random
 from itertools import pairwise
 
 import pytest
+import tiny
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,6 +67,21 @@ def test_pairs_of_one_prompt_share_a_batch(batch):
 
 def test_a_group_larger_than_a_batch_is_cut():
     assert sorted(row_order(groups_of([10]), [1] * 10, 4, 0, 0)) == list(range(10))
+
+
+def test_packed_records_would_read_each_other_so_packing_needs_a_kernel_that_parts_them():
+    """Why `align.preflight` refuses packing with sdpa: with its usual arguments it leaks."""
+    lm = tiny.llama(64, 1, 0).eval()
+    first, second = torch.randint(2, 64, (1, 7)), torch.randint(2, 64, (1, 5))
+    packed = torch.cat((first, second), 1)
+    position = torch.cat((torch.arange(7), torch.arange(5))).unsqueeze(0)
+    with torch.no_grad():
+        alone = lm(input_ids=second).logits
+        leaking = lm(input_ids=packed, position_ids=position).logits[:, 7:]
+        masked = lm(
+            input_ids=packed, position_ids=position, attention_mask=torch.ones_like(packed)
+        ).logits[:, 7:]
+    assert (leaking - alone).abs().max() > 1e-3 < (masked - alone).abs().max()
 
 
 def test_the_sampler_follows_the_epoch():
