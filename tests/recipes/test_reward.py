@@ -265,7 +265,7 @@ def test_the_report_sees_a_score_that_moves_with_padding(finished):
     rows = scorer.encode(["has he apples"] * 2, ["Yes.", "No, he found three apples."])
     assert reward.sensitivity(scorer, rows)["padding_max_abs"] < 1e-5
     forward = scorer._forward
-    scorer._forward = lambda batch, padding: forward(batch, padding) + 0.01 * padding
+    scorer._forward = lambda *batch, padding: forward(*batch, padding=padding) + 0.01 * padding
     assert reward.sensitivity(scorer, rows)["padding_max_abs"] == pytest.approx(0.16, abs=1e-4)
 
 
