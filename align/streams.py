@@ -89,6 +89,9 @@ def pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, "align-stream", _one_core)
 
 
+os.register_at_fork(after_in_child=pool.cache_clear)  # a fork takes no threads along
+
+
 def _one_core() -> None:
     """Let operations of this thread use no other one."""
     torch.get_num_threads()  # the first look would set what another thread has asked for last

@@ -1,5 +1,6 @@
 """Small networks on several cores: the same numbers as on one, and the same bits every time."""
 
+import os
 import threading
 
 import ppo_tiny
@@ -76,6 +77,15 @@ def test_an_error_in_a_stream_is_raised(two_cores):
     with pytest.raises(ValueError, match="third"):
         streams.map(lambda network, part: (_ for _ in ()).throw(ValueError("third")), [0, 1])
     assert torch.get_num_threads() == 2
+
+
+def test_a_forked_process_has_threads_of_its_own(two_cores):
+    streams = Streams(nn.Linear(2, 2))
+    streams.map(lambda network, part: part, [0, 1])
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if streams.map(lambda network, part: part, [0, 1, 2]) == [0, 1, 2] else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_gradients_of_all_copies_are_added(two_cores):
