@@ -89,7 +89,8 @@ def pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, "align-stream", _one_core)
 
 
-os.register_at_fork(after_in_child=pool.cache_clear)  # a fork takes no threads along
+if hasattr(os, "register_at_fork"):  # a fork takes no threads along
+    os.register_at_fork(after_in_child=pool.cache_clear)
 
 
 def _one_core() -> None:
