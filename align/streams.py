@@ -23,6 +23,7 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 SMALL = 2**25  # parameters; above it two threads in one operation do well
+MOST = 8  # streams: Python runs one of them at a time between their operations
 
 
 class Streams:
@@ -34,7 +35,7 @@ class Streams:
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 and parameters[0].device.type == "cpu"
         small = sum(parameter.numel() for parameter in parameters) <= SMALL
         self.threads = torch.get_num_threads()
-        self.count = self.threads if alone and small else 1
+        self.count = min(self.threads, MOST) if alone and small else 1
         self.networks = [network, *(twin(network) for _ in range(self.count - 1))]
 
     def rows(self, most: int, all_of_them: int) -> int:
