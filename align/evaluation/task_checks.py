@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from align.data.cards import nearest
 from align.errors import EvalError
 
 METRIC_KEYS = ("metric", "aggregation", "higher_is_better", "ideal", "meaning", "kind")
@@ -64,7 +65,9 @@ def _check_metric(spec: Any, path: Path) -> None:
         _all_known(spec, (*METRIC_KEYS, *LM_EVAL_METRIC_KEYS), where, "a key of a metric")
     said = spec.get("aggregation")
     if isinstance(said, str) and get_aggregation(said) is None:
-        raise EvalError(f"{where} no aggregation {said!r}; {_nearest(said, aggregation_registry)}")
+        raise EvalError(
+            f"{where} no aggregation {said!r}; {nearest(said, list(aggregation_registry))}"
+        )
 
 
 def _check_main(config: Mapping[str, Any], path: Path) -> None:
@@ -76,7 +79,7 @@ def _check_main(config: Mapping[str, Any], path: Path) -> None:
     if not any(main == name or str(main).startswith(f"{name}_") for name in names):
         raise EvalError(
             f"{path}: metadata.main is {main!r}, which is not in metric_list; "
-            f"{_nearest(str(main), names)}"
+            f"{nearest(str(main), names)}"
         )
 
 
@@ -84,10 +87,4 @@ def _all_known(given: Iterable[str], known: Iterable[str], where: str, what: str
     known = list(known)
     unknown = sorted(str(key) for key in given if key not in known)
     if unknown:
-        raise EvalError(f"{where} {unknown[0]} is not {what}; {_nearest(unknown[0], known)}")
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        raise EvalError(f"{where} {unknown[0]} is not {what}; {nearest(unknown[0], known)}")

@@ -192,7 +192,9 @@ class SharedScorer:
         adapter = self.adapter
         model = _Model(networks, adapter)
         RewardScorer(model, adapter.tokenizer).check_eos(adapter.path)
-        # Every process makes equally many forward passes, which sharded weights need.
+        # One of its own for the run: it copies its networks at its first score, which comes when
+        # accelerate has prepared them. Rows are given so that every process makes equally many
+        # forward passes, which sharded weights need.
         self.scorer = RewardScorer(model, adapter.tokenizer, rows=self.rows)
 
     def __call__(

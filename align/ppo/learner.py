@@ -122,7 +122,7 @@ class Learner:
             finite = self._ptx(self.ptx, len(rows), progress, sums)
         # 2. micro-batches
         lengths = (sequences.prompt_lengths + sequences.completion_lengths)[rows]
-        micro = self._micro_batches(lengths)
+        micro = micro_batches(self.streams, lengths, config.per_device_train_batch_size)
         # 3. value model, then policy
         for which in ("value",) if warming_up else ("value", "policy"):
 
@@ -157,10 +157,6 @@ class Learner:
                 f"loss or gradient was no finite number in {MAX_SKIPPED} optimizer steps in a row "
                 f"(last: step {progress.step}); lower learning_rate, or look at the rewards"
             )
-
-    def _micro_batches(self, lengths: Tensor) -> list[Tensor]:
-        most = self.config.per_device_train_batch_size
-        return micro_batches(lengths, self.streams.rows(most, len(lengths)))
 
     def _exchange(self, final: bool) -> AbstractContextManager[None]:
         """Processes exchange gradients after the final micro-batch only.
@@ -237,8 +233,8 @@ class Learner:
                 self.accelerator.backward(loss * (config.ptx_coef * group.world / tokens))
             return loss.detach()
 
-        added = torch.stack(self.streams.map(gradient, self._micro_batches(lengths)))
-        added = added.sum()
+        micro = micro_batches(self.streams, lengths, config.per_device_train_batch_size)
+        added = torch.stack(self.streams.map(gradient, micro)).sum()
         sums["ptx_loss"] += group.sum(added) / tokens
         return added.isfinite().float()
 

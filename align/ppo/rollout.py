@@ -189,8 +189,9 @@ def texts(completions: Completions, tokenizer: Any) -> list[str]:
     return list(tokenizer.batch_decode(ids, skip_special_tokens=True))
 
 
-def micro_batches(lengths: Tensor, size: int) -> list[Tensor]:
-    """Row numbers in groups of ``size``, rows of like length together: least padding."""
+def micro_batches(streams: Streams, lengths: Tensor, most: int) -> list[Tensor]:
+    """Row numbers in groups of ``most`` or fewer, rows of like length together: least padding."""
+    size = streams.rows(most, len(lengths))
     return list(torch.argsort(lengths, stable=True).split(size))
 
 
@@ -216,7 +217,7 @@ def by_token(
         return run(networks, sequences.rows(rows))
 
     lengths = sequences.prompt_lengths + sequences.completion_lengths
-    micro = micro_batches(lengths, streams.rows(size, len(lengths)))
+    micro = micro_batches(streams, lengths, size)
     out: list[Tensor] = []
     for rows, parts in zip(micro, streams.map(results, micro), strict=True):
         out = out or [torch.zeros(mask.shape, device=mask.device) for _ in parts]
