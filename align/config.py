@@ -51,6 +51,8 @@ class StageConfig:
     """Dropout before the adapter."""
     lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
     """Which linear layers get an adapter."""
+    lora_layers: int | None = None
+    """Adapters in the last so many layers only; null: in all of them."""
     load_in_4bit: bool = False
     """Hold the frozen base in 4 bits (QLoRA; needs bitsandbytes and a GPU)."""
 

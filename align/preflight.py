@@ -28,8 +28,8 @@ ADDRESSES = ("reward_url", "vllm_url")
 POSITIVE = (
     *("learning_rate", "value_learning_rate", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "num_train_epochs", "max_length", "dataset_limit", "lora_r"),
-    *("lora_alpha", "logging_steps", "save_steps", "center_max_new_tokens", "kl_horizon"),
-    *("cliprange", "cliprange_value", "score_clip", "kl_target", "kl_budget"),
+    *("lora_layers", "lora_alpha", "logging_steps", "save_steps", "center_max_new_tokens"),
+    *("kl_horizon", "cliprange", "cliprange_value", "score_clip", "kl_target", "kl_budget"),
 )
 NOT_NEGATIVE = (
     *("warmup_steps", "weight_decay", "max_grad_norm", "guard_loss_spike", "center_samples"),
@@ -435,7 +435,8 @@ def estimate(config: Any, info: CheckpointInfo) -> Need:
     total = parent.parameters
     trained = total
     if config.use_peft:  # both factors of every linear layer, seven a block
-        trained = 7 * parent.layers * 2 * config.lora_r * parent.hidden_size
+        layers = min(config.lora_layers or parent.layers, parent.layers)
+        trained = 7 * layers * 2 * config.lora_r * parent.hidden_size
     ppo = config.stage == "ppo"  # it trains a value model too
     kept = sum(getattr(config, name, None) is not None for name in ("ema_decay", "kl_budget"))
     models = 1 if config.use_peft or not ppo else 3 + bool(config.reward_model)

@@ -80,7 +80,7 @@ def reward_adapter(folder: Path, sft: Path) -> Path:
     stage = RewardStage(**STAGE, model_name_or_path=str(sft))
     with checkpoint.quiet_peft():
         model = checkpoint.new_reward_model(stage, tokenizer)
-        model = get_peft_model(model, checkpoint.lora_config(stage, "SEQ_CLS"))
+        model = get_peft_model(model, checkpoint.lora_config(stage, "SEQ_CLS", model))
         model.get_base_model().config.score_offset = 0.25
         checkpoint.write_model(folder, random_adapter(model, 2), tokenizer)
     return folder

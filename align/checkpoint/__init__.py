@@ -25,6 +25,7 @@ from align.checkpoint.lineage import (
     write_lineage,
 )
 from align.checkpoint.load import (
+    decoder_layers,
     eos_token_ids,
     load_causal,
     load_policy,
@@ -55,6 +56,7 @@ __all__ = [
     "atomic_dir",
     "begin_run",
     "chat_template_sha256",
+    "decoder_layers",
     "disk_errors",
     "eos_token_ids",
     "find_template",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,7 @@ from align.checkpoint.tokenizer_files import pad_token, read_json
 from align.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from align.config import StageConfig
@@ -249,20 +250,56 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def lora_config(config: StageConfig, task: str) -> Any:
-    """The adapter that a stage trains (``CAUSAL_LM`` or ``SEQ_CLS``), or None for all weights."""
+def decoder_layers(model: nn.Module) -> tuple[str, Sequence[nn.Module]]:
+    """Name and modules of a decoder's list of layers; ``("", [])`` where it has none."""
+    from torch.nn import ModuleList
+
+    for name, module in model.named_modules():
+        own = name.rpartition(".")[-1]
+        if isinstance(module, ModuleList) and own in ("layers", "h", "blocks"):
+            return own, list(module)
+    return "", []
+
+
+def lora_config(config: StageConfig, task: str, model: nn.Module) -> Any:
+    """The adapter that a stage trains, or None for all weights.
+
+    Args:
+        config: of the stage
+        task: ``CAUSAL_LM`` or ``SEQ_CLS``
+        model: that gets the adapter; it is not changed
+
+    Raises:
+        ConfigError: the model has fewer layers than lora_layers.
+    """
     if not config.use_peft:
         return None
     from peft import LoraConfig
+
+    name, layers = decoder_layers(model)
+    last = config.lora_layers
+    if last is not None and last > len(layers):
+        raise ConfigError(
+            f"lora_layers is {last}, but {type(model).__name__} has {len(layers)} layers; lower "
+            "it, or leave it out for adapters in all of them"
+        )
 
     return LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=config.lora_target_modules,
+        # peft's layers_to_transform refuses "all-linear"
+        exclude_modules=None if last is None else _first_layers(name, len(layers) - last),
         task_type=task,
         modules_to_save=["score"] if task == "SEQ_CLS" else None,
     )
+
+
+def _first_layers(name: str, count: int) -> str | None:
+    """A pattern of the modules in the first ``count`` layers; None: there are no such."""
+    numbers = "|".join(map(str, range(count)))
+    return rf"(.*\.)?{name}\.({numbers})\..*" if count else None
 
 
 # ---------------------------------------------------------------- reward model

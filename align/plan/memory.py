@@ -21,7 +21,13 @@ def trainable(config: Any, shape: Shape) -> int:
     chosen = config.lora_target_modules
     layers = shape.linear()
     names = LINEAR if chosen == "all-linear" else [n for n in chosen if n in layers]
-    return shape.layers * sum(config.lora_r * sum(layers[n]) for n in names)
+    return trained_layers(config, shape) * sum(config.lora_r * sum(layers[n]) for n in names)
+
+
+def trained_layers(config: Any, shape: Shape) -> int:
+    """Layers with an adapter, and all that a backward pass goes through."""
+    last = config.lora_layers if config.use_peft else None
+    return shape.layers if last is None else min(last, shape.layers)
 
 
 def memory(config: Any, shape: Shape) -> tuple[dict[str, float], dict[str, float]]:
@@ -49,6 +55,8 @@ def memory(config: Any, shape: Shape) -> tuple[dict[str, float], dict[str, float
     }
     if ppo:
         phases["rollout: KV cache"] = kv_cache(config, shape)
+        if trained_layers(config, shape) < shape.layers:
+            parts["trunk's states"] = trunk_states(config, shape)
     return parts, phases
 
 
@@ -67,8 +75,8 @@ def activations(config: Any, shape: Shape) -> float:
     if config.attn_implementation == "eager":
         block += 2 * config.max_length * max(1, shape.q_width // 64)
     if config.gradient_checkpointing:
-        return size * tokens * (shape.layers * shape.hidden + block)
-    return size * tokens * shape.layers * block
+        return size * tokens * (trained_layers(config, shape) * shape.hidden + block)
+    return size * tokens * trained_layers(config, shape) * block
 
 
 def logits(config: Any, shape: Shape) -> float:
@@ -90,3 +98,10 @@ def kv_cache(config: Any, shape: Shape) -> float:
     """Bytes of keys and values of one rollout batch: 2·layers·kv_width a token."""
     tokens = config.per_device_rollout_batch_size * config.max_length
     return 2 * shape.layers * shape.kv_width * tokens * BYTES[config.dtype]
+
+
+def trunk_states(config: Any, shape: Shape) -> float:
+    """Bytes of the states below the first adapter, which a PPO rollout holds: h a token."""
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    tokens = rows * config.num_mini_batches * config.max_length
+    return shape.hidden * tokens * (2.0 if config.bf16 else BYTES[config.dtype])

@@ -107,7 +107,7 @@ def build_networks(
     scorers = reward.scorers.values() if reward else []
     shared = next((s for _, s in scorers if isinstance(s, SharedScorer)), None)
     adapter = shared.adapter if shared else None
-    lora = checkpoint.lora_config(config, "CAUSAL_LM")
+    lora = checkpoint.lora_config(config, "CAUSAL_LM", lm)
     policy = add_adapters(lm, lora, seed=config.seed, reward=adapter)
     networks = assemble(policy, None, seed=config.seed, reward=adapter)
     if shared:

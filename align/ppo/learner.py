@@ -115,27 +115,28 @@ class Learner:
         self, batch: Batch, rows: Tensor, tokens: float, progress: Progress, sums: Sums
     ) -> None:
         """One optimizer step on ``rows`` of this process; ``tokens`` are those of all."""
-        config, sequences = self.config, batch.rollout.sequences
+        config = self.config
         warming_up = progress.rollout < config.critic_warmup_rollouts
         finite = torch.ones((), device=rows.device)
         if self.ptx is not None and not warming_up:
             finite = self._ptx(self.ptx, len(rows), progress, sums)
         # 2. micro-batches
-        lengths = (sequences.prompt_lengths + sequences.completion_lengths)[rows]
+        lengths = batch.rollout.sequences.lengths[rows]
         micro = micro_batches(self.streams, lengths, config.per_device_train_batch_size)
+
         # 3. value model, then policy
-        for which in ("value",) if warming_up else ("value", "policy"):
+        def gradient(networks: Any, job: tuple[str, Tensor]) -> Sums:
+            which, part = job
+            with self._exchange(part is micro[-1]):
+                loss, found = self._loss(which, networks, batch, rows[part])
+                # Gradients of all processes are averaged, so the sum is scaled up first.
+                self.accelerator.backward(loss * (self.group.world / tokens))
+            return {**found, "finite": loss.detach().isfinite()}
 
-            def gradient(networks: Any, part: Tensor, which: str = which) -> Sums:
-                with self._exchange(part is micro[-1]):
-                    loss, found = self._loss(which, networks, batch, rows[part])
-                    # Gradients of all processes are averaged, so the sum is scaled up first.
-                    self.accelerator.backward(loss * (self.group.world / tokens))
-                return {**found, "finite": loss.detach().isfinite()}
-
-            for found in self.streams.map(gradient, micro):
-                finite = finite * found.pop("finite")
-                add(sums, found)
+        nets = ("value",) if warming_up else ("value", "policy")
+        for found in self.streams.map(gradient, [(n, part) for n in nets for part in micro]):
+            finite = finite * found.pop("finite")
+            add(sums, found)
         self.streams.add_gradients()
         # 4. clip
         parameters = self.networks.parameters()
@@ -224,10 +225,10 @@ class Learner:
             [draw_index(config.seed + 1, k, len(ptx.ids)) for k in range(first, first + n)]
         )
         tokens = group.sum(ptx.completion_lengths[chosen].sum().double().to(device)).item()
-        lengths = (ptx.prompt_lengths + ptx.completion_lengths)[chosen]
+        lengths = ptx.lengths[chosen]
 
         def gradient(networks: Any, part: Tensor) -> Tensor:
-            rows = Sequences(*(x.to(device) for x in ptx.rows(chosen[part])))
+            rows = ptx.rows(chosen[part]).to(device)
             with self._exchange(False):  # comes with the policy's gradient
                 loss = -networks("policy", rows).logprobs.sum()
                 self.accelerator.backward(loss * (config.ptx_coef * group.world / tokens))

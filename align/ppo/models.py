@@ -23,6 +23,7 @@ from align import checkpoint as checkpoint_files
 from align.ppo.lora import merged
 from align.ppo.loss import entropy
 from align.ppo.sharding import Replica, at_rest
+from align.ppo.trunk import Trunk, above, trunk_states
 
 CHUNK_LOGITS = 2**24  # logits held at once (64 MiB in float32)
 LENGTHS, HEAD_ROWS = 8, 64  # what lengths and the head's rows are multiples of; see shape_step
@@ -37,17 +38,30 @@ class Sequences(NamedTuple):
         ids: ``(B, L)``
         prompt_lengths: ``(B,)``
         completion_lengths: ``(B,)``, each at least 1
+        trunk: states ``(B, L, H)`` that networks share; None: there are none, or not yet
     """
 
     ids: Tensor
     prompt_lengths: Tensor
     completion_lengths: Tensor
+    trunk: Trunk | None = None
 
     def rows(self, index: Tensor) -> "Sequences":
         """The rows ``index`` (b,) without columns that are padding in all of them."""
         prompt, completion = self.prompt_lengths[index], self.completion_lengths[index]
         longest = int((prompt + completion).max())
-        return Sequences(self.ids[index, :longest], prompt, completion)
+        trunk = self.trunk and self.trunk._replace(states=self.trunk.states[index, :longest])
+        return Sequences(self.ids[index, :longest], prompt, completion, trunk)
+
+    @property
+    def lengths(self) -> Tensor:
+        """``(B,)``, of prompt and completion together."""
+        return self.prompt_lengths + self.completion_lengths
+
+    def to(self, device: Any) -> "Sequences":
+        """On another device."""
+        ids, prompts, completions, trunk = self
+        return Sequences(ids.to(device), prompts.to(device), completions.to(device), trunk)
 
     def states(self, extra: int = 0) -> tuple[Tensor, Tensor]:
         """(row, column), each ``(N,)``, of the states before each completion token, row by row.
@@ -145,6 +159,7 @@ class Networks(nn.Module):
         self.value_head = value_head
         self.reference: nn.Module | None = None  # None: the policy's backbone
         self.reward_head: nn.Linear | None = None  # None: the reward model is elsewhere
+        self.trunk_layers = 0  # of policy, value model and reference alike, see `trunk`
         # The modules that sharding cuts the weights at, as in the transformers model.
         self._no_split_modules = causal_lm(policy)._no_split_modules
         self.replica: Replica | None = None  # of the policy, where weights are cut into pieces
@@ -158,7 +173,7 @@ class Networks(nn.Module):
         extra: int = 0,
     ) -> Any:
         """``"policy"``, ``"reference"``: TokenStats (N,); ``"value"``: values (N,), N + B of them
-        with extra=1; ``"reward"``: the reward head's output (N,).
+        with extra=1; ``"reward"``: the reward head's output (N,); ``"trunk"``: states (B, L, H).
         """
         if which == "value":
             return self._scalars(VALUE, self.value_head, sequences, extra)
@@ -166,6 +181,8 @@ class Networks(nn.Module):
             assert self.reward_head is not None
             return self._scalars(REWARD, self.reward_head, sequences, extra)
         self._activate(POLICY)
+        if which == "trunk":
+            return first_states(causal_lm(self.policy).base_model, sequences, self.trunk_layers)
         if which == "reference":
             return self._reference_stats(sequences, temperature)
         lm = causal_lm(self.policy)
@@ -240,13 +257,28 @@ def hidden_states(backbone: nn.Module, sequences: Sequences, extra: int = 0) -> 
 
     Right padding needs no mask in a causal model.
     """
-    ids, step = sequences.ids, shape_step(backbone, LENGTHS)
-    ids = F.pad(ids, (0, -ids.shape[1] % step))  # (B, L)
-    position = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+    step = shape_step(backbone, LENGTHS)
     first = int(sequences.prompt_lengths.min()) - 1  # no state before it is asked for
-    with last_mlp_from(first - first % step, backbone):
-        out = backbone(input_ids=ids, position_ids=position, use_cache=False)
+    inputs, trunk = padded(sequences.ids, step), sequences.trunk
+    if trunk is not None:
+        more = inputs["input_ids"].shape[1] - trunk.states.shape[1]
+        trunk = trunk._replace(states=F.pad(trunk.states, (0, 0, 0, more)))
+    with last_mlp_from(first - first % step, backbone), above(trunk, backbone):
+        out = backbone(**inputs)
     return out.last_hidden_state[sequences.states(extra)]
+
+
+def first_states(backbone: nn.Module, sequences: Sequences, layers: int) -> Tensor:
+    """States after the first layers, ``(B, L, H)``."""
+    inputs = padded(sequences.ids, shape_step(backbone, LENGTHS))
+    return trunk_states(backbone, layers, **inputs)[:, : sequences.ids.shape[1]]
+
+
+def padded(ids: Tensor, step: int) -> dict[str, Any]:
+    """Inputs of a backbone: token ids ``(B, L)`` padded to a multiple of ``step``."""
+    ids = F.pad(ids, (0, -ids.shape[1] % step))
+    position = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+    return {"input_ids": ids, "position_ids": position, "use_cache": False}
 
 
 def shape_step(module: nn.Module, step: int) -> int:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from align.data.render import completion_text
@@ -12,6 +14,7 @@ from align.errors import CheckpointError, DataError
 from align.ppo.generate import Completions, generate
 from align.ppo.models import LENGTHS, Networks, Sequences, shape_step
 from align.ppo.rewards import Record, Scores
+from align.ppo.trunk import Trunk
 from align.streams import Streams
 
 
@@ -195,37 +198,62 @@ def micro_batches(streams: Streams, lengths: Tensor, most: int) -> list[Tensor]:
     return list(torch.argsort(lengths, stable=True).split(size))
 
 
-def by_token(
-    streams: Streams,
-    sequences: Sequences,
-    mask: Tensor,
-    size: int,
-    run: Callable[[Any, Sequences], tuple[Tensor, ...]],
-) -> list[Tensor]:
-    """Per-token results ``(N,)`` of micro-batches, put back into ``(B, T)`` tensors.
+class Pass(NamedTuple):
+    """A forward pass over a rollout whose results are wanted per token.
 
-    Args:
-        streams: of the networks
-        sequences: B rows
-        mask: ``(B, T)``
-        size: rows in a micro-batch, at most
+    Attributes:
+        mask: ``(B, T)`` of the tokens
         run: maps networks and a micro-batch to tensors ``(n,)`` over its real tokens, row by row
     """
 
+    mask: Tensor
+    run: Callable[[Any, Sequences], tuple[Tensor, ...]]
+
+
+def by_token(
+    streams: Streams, sequences: Sequences, passes: Sequence[Pass], size: int
+) -> list[list[Tensor]]:
+    """The results ``(B, T)`` of each pass over B rows, ``size`` or fewer of them at a time."""
+    micro = micro_batches(streams, sequences.lengths, size)
+
     @torch.no_grad()
-    def results(networks: Any, rows: Tensor) -> tuple[Tensor, ...]:
+    def results(networks: Any, job: tuple[Pass, Tensor]) -> tuple[Tensor, ...]:
+        (_, run), rows = job
         return run(networks, sequences.rows(rows))
 
-    lengths = sequences.prompt_lengths + sequences.completion_lengths
-    micro = micro_batches(streams, lengths, size)
-    out: list[Tensor] = []
-    for rows, parts in zip(micro, streams.map(results, micro), strict=True):
-        out = out or [torch.zeros(mask.shape, device=mask.device) for _ in parts]
-        for whole, part in zip(out, parts, strict=True):
-            piece = torch.zeros(len(rows), mask.shape[1], device=mask.device)
-            piece[mask[rows]] = part.float()
-            whole[rows] = piece
+    # One pass after the other, so that adapters are switched between passes only.
+    jobs = [(one, rows) for one in passes for rows in micro]
+    done = iter(streams.map(results, jobs))
+    found = []
+    for one in passes:
+        columns = zip(*islice(done, len(micro)), strict=True)
+        found.append([whole(one.mask, micro, column) for column in columns])
+    return found
+
+
+def whole(mask: Tensor, micro: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
+    """``(B, T)`` from the real tokens ``(n,)`` of each micro-batch."""
+    out = torch.zeros(mask.shape, device=mask.device)
+    for rows, part in zip(micro, parts, strict=True):
+        piece = torch.zeros(len(rows), mask.shape[1], device=mask.device)
+        piece[mask[rows]] = part.float()
+        out[rows] = piece
     return out
+
+
+def with_trunk(streams: Streams, sequences: Sequences, layers: int, size: int) -> Sequences:
+    """The sequences with the states that all networks share, where there are such ``layers``."""
+    if not layers:
+        return sequences
+    micro = micro_batches(streams, sequences.lengths, size)
+
+    @torch.no_grad()
+    def states(networks: Any, rows: Tensor) -> Tensor:
+        found: Tensor = networks("trunk", sequences.rows(rows))  # (b, l, H)
+        return F.pad(found, (0, 0, 0, sequences.ids.shape[1] - found.shape[1]))
+
+    order = torch.cat(micro).argsort()
+    return sequences._replace(trunk=Trunk(layers, torch.cat(streams.map(states, micro))[order]))
 
 
 def score_rollout(
@@ -237,11 +265,12 @@ def score_rollout(
     *,
     temperature: float,
     micro_batch: int,
+    trunk_layers: int = 0,
 ) -> Rollout:
     """Everything that PPO wants to know about completions, without gradients.
 
-    1. Decode and score the texts. 2. Log-probabilities under policy and reference.
-    3. Values before each token, and after the last one.
+    1. Decode and score the texts. 2. States that the networks share.
+    3. Log-probabilities under policy and reference, values before each token and after the last.
 
     Args:
         streams: of the networks, as accelerate prepared them
@@ -251,6 +280,7 @@ def score_rollout(
         tokenizer: the policy's
         temperature: that of sampling
         micro_batch: rows in one forward pass
+        trunk_layers: see `align.ppo.trunk`
     """
     # 1. scores of the texts
     decoded = texts(completions, tokenizer)
@@ -260,30 +290,18 @@ def score_rollout(
     mask = completions.mask[:, : int(sequences.completion_lengths.max())]
     sampler = completions.logprobs
 
-    # 2. log-probabilities of the completion tokens
-    logprobs, entropies = by_token(
-        streams,
-        sequences,
-        mask,
-        micro_batch,
-        lambda networks, s: networks("policy", s, temperature=temperature, with_entropy=True),
-    )
-    (ref_logprobs,) = by_token(
-        streams,
-        sequences,
-        mask,
-        micro_batch,
-        lambda networks, s: (networks("reference", s, temperature=temperature).logprobs,),
-    )
+    # 2. states below the first adapter
+    sequences = with_trunk(streams, sequences, trunk_layers, micro_batch)
 
-    # 3. values of all states
+    # 3. log-probabilities of the completion tokens, values of all states
     longer = torch.cat((mask.new_ones(len(mask), 1), mask), 1)  # (B, T + 1)
-    (values,) = by_token(
-        streams,
-        sequences,
-        longer,
-        micro_batch,
-        lambda networks, s: (networks("value", s, extra=1),),
+    passes = [
+        Pass(mask, lambda networks, s: networks("policy", s, temperature, with_entropy=True)),
+        Pass(mask, lambda networks, s: networks("reference", s, temperature)[:1]),
+        Pass(longer, lambda networks, s: (networks("value", s, extra=1),)),
+    ]
+    (logprobs, entropies), (ref_logprobs,), (values,) = by_token(
+        streams, sequences, passes, micro_batch
     )
     final = values.gather(1, sequences.completion_lengths.unsqueeze(1)).squeeze(1)  # (B,)
     return Rollout(

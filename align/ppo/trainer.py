@@ -52,6 +52,7 @@ from align.ppo.rollout import (
     tokenize,
 )
 from align.ppo.sharding import is_sharded, keep_precision
+from align.ppo.trunk import shared_layers
 from align.ppo.watch import Watch
 from align.streams import Streams
 
@@ -136,6 +137,8 @@ class PPOTrainer:
         if sharded:
             keep_precision(self.accelerator)
             networks.prepare_sampling_in_pieces()
+        elif networks.value_backbone is None:
+            networks.trunk_layers = shared_layers(causal_lm(networks.policy).base_model)
         optimizer = new_optimizer(config, networks)
         self.networks, self.optimizer = self.accelerator.prepare(networks, optimizer)
         self.networks.train()
@@ -302,6 +305,7 @@ class PPOTrainer:
             self.tokenizer,
             temperature=self.config.temperature,
             micro_batch=self.config.per_device_train_batch_size,
+            trunk_layers=self.accelerator.unwrap_model(self.networks).trunk_layers,
         )
         self.group.together(lambda: check_numbers(rollout))
         return rollout

@@ -176,7 +176,7 @@ def run_ours(job: dict) -> dict:
     dtype = getattr(torch, config.dtype)
     lm = causal_lm(*job["size"]).to(dtype)
     if job["lora"]:
-        lora, head = lora_config(config, "CAUSAL_LM"), torch.randn(1, job["size"][0])
+        lora, head = lora_config(config, "CAUSAL_LM", lm), torch.randn(1, job["size"][0])
         reward = RewardAdapter("random", lora, {}, head, 0.0, tokenizer(), PAD)
         score = SharedScorer(reward, micro)
         policy = add_adapters(lm, lora, seed=0, reward=reward)

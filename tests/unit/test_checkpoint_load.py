@@ -99,7 +99,8 @@ def adapter(base, folder, tokenizer, seed, task="CAUSAL_LM"):
     config = (sft if task == "CAUSAL_LM" else reward)(base, use_peft=True, lora_r=2)
     torch.manual_seed(seed)
     with checkpoint.quiet_peft():
-        model = get_peft_model(make(config, tokenizer), checkpoint.lora_config(config, task))
+        model = make(config, tokenizer)
+        model = get_peft_model(model, checkpoint.lora_config(config, task, model))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:

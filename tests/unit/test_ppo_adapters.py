@@ -35,7 +35,7 @@ def world(tmp_path_factory) -> Path:
     stage = SFTStage(**ppo_tiny.STAGE, model_name_or_path=str(folder / "base"))
     with checkpoint.quiet_peft():
         model = checkpoint.load_policy(stage, tokenizer)
-        model = ppo_tiny.get_peft_model(model, checkpoint.lora_config(stage, "CAUSAL_LM"))
+        model = ppo_tiny.get_peft_model(model, checkpoint.lora_config(stage, "CAUSAL_LM", model))
         checkpoint.write_model(folder / "adapter", ppo_tiny.random_adapter(model, 1), tokenizer)
     for parent in ("whole", "adapter"):
         ppo_tiny.reward_adapter(folder / f"{parent}-reward", folder / parent)

@@ -469,7 +469,8 @@ def test_the_mean_ratio_leaves_padding_out_and_trls_does_not():
 
 def two_adapters(*, recompute: bool) -> Any:
     settings = ppo_tiny.config(Path("x"), use_peft=True)
-    policy = add_adapters(ppo_tiny.llama(), lora_config(settings, "CAUSAL_LM"), seed=0)
+    lm = ppo_tiny.llama()
+    policy = add_adapters(lm, lora_config(settings, "CAUSAL_LM", lm), seed=0)
     networks = assemble(policy, None, seed=0)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in networks.named_parameters():

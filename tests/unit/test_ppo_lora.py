@@ -23,8 +23,9 @@ def networks(monkeypatch, fused: bool, dtype: torch.dtype = torch.float32):
     """Policy and value adapters as after some training, on layers that are fused or peft's own."""
     if not fused:
         monkeypatch.setattr(adapters, "fuse", lambda model: None)
-    settings = lora_config(ppo_tiny.config(Path("x"), use_peft=True), "CAUSAL_LM")
-    made = assemble(add_adapters(ppo_tiny.llama().to(dtype), settings, seed=0), None, seed=0)
+    lm = ppo_tiny.llama().to(dtype)
+    settings = lora_config(ppo_tiny.config(Path("x"), use_peft=True), "CAUSAL_LM", lm)
+    made = assemble(add_adapters(lm, settings, seed=0), None, seed=0)
     monkeypatch.undo()
     generator = torch.Generator().manual_seed(1)
     for name, parameter in made.named_parameters():
