@@ -26,7 +26,7 @@ def shared_layers(backbone: nn.Module) -> int:
     """How many of the first layers are neither trained nor skipped by what later layers read.
 
     0 where other weights than those of later layers are trained, where something has put itself
-    before a layer, or where states are not all that one layer hands to the next.
+    before a layer, or where a tensor of states is not all that one layer hands to the next.
     """
     _, layers = decoder_layers(backbone)
     trained = {id(p) for p in backbone.parameters() if p.requires_grad}
@@ -59,7 +59,10 @@ def trunk_states(backbone: nn.Module, count: int, **inputs: Any) -> Tensor:
             backbone(**inputs)
     finally:
         hook.remove()
-    return found[0]
+    (states,) = found
+    if not isinstance(states, Tensor):
+        raise TypeError(f"{type(layers[0]).__name__} hands on more than states")
+    return states
 
 
 @contextmanager

@@ -29,12 +29,13 @@ SUBJECTS = {
     "social bias": ("bias", "bbq", "crows_pairs", "stereoset", "winobias", "winogender"),
     "harmful requests and over-refusal": ("xstest", "safety", "do_not_answer"),
 }
+LORA = ("lora_r", "lora_alpha", "lora_layers", "load_in_4bit")
 PARAMETERS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
     "num_train_epochs", "max_steps", "total_episodes", "num_ppo_epochs",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "dtype", "bf16",
-    "reasoning", "packing", "use_peft", "lora_r", "lora_alpha", "load_in_4bit", "kl_coef",
-    "kl_budget", "cliprange", "cliprange_value", "vf_coef", "gamma", "lam", "temperature", "seed",
+    "reasoning", "packing", "use_peft", *LORA, "kl_coef", "kl_budget", "cliprange",
+    "cliprange_value", "vf_coef", "gamma", "lam", "temperature", "seed",
 )  # fmt: skip
 
 
@@ -223,7 +224,9 @@ def _data(facts: CardFacts) -> str:
 def _training(facts: CardFacts) -> str:
     config: Mapping[str, Any] = facts.lineage.get("config") or {}
     rows = [["hyper-parameter", "value"]]
-    unused = () if config.get("use_peft") else ("lora_r", "lora_alpha", "load_in_4bit")
+    unused = (
+        () if config.get("use_peft") else ("lora_r", "lora_alpha", "lora_layers", "load_in_4bit")
+    )
     rows += [
         [key, str(config[key])]
         for key in PARAMETERS
