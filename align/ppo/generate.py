@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from align.ppo.attention import NAME as SDPA_FLOAT32
 from align.ppo.control import stream_seed
-from align.ppo.models import LENGTHS, Head, causal_lm, shape_step
+from align.ppo.models import LENGTHS, Head, causal_lm, last_mlp_at, shape_step
 
 COMPACT_AT = 0.85  # live share of the batch at which ended rows are dropped from the slab
 GPU_CHECK = 16  # tokens between two looks at who has ended; each look waits for the GPU
@@ -39,19 +39,24 @@ class Completions(NamedTuple):
 
 
 class _Slab(DynamicLayer):
-    """Keys and values of one layer: ``(B, heads, capacity, width)``, of which `used` are filled."""
+    """Keys and values of one layer: ``(B, heads, capacity, width)``, of which `used` are filled.
 
-    def __init__(self, capacity: int):
+    They are kept in ``kept_as`` where it is given, so that attention need not cast all of them for
+    every token.
+    """
+
+    def __init__(self, capacity: int, kept_as: torch.dtype | None = None):
         super().__init__()
         self.keys: Any = None
         self.values: Any = None
-        self.capacity, self.used = capacity, 0
+        self.capacity, self.used, self.kept_as = capacity, 0, kept_as
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
+        self.dtype, self.device = self.kept_as or key_states.dtype, key_states.device
         rows, heads, _, width = key_states.shape
-        self.keys = key_states.new_empty(rows, heads, self.capacity, width)
-        self.values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
+        shape = (rows, heads, self.capacity)
+        self.keys = key_states.new_empty(*shape, width, dtype=self.dtype)
+        self.values = value_states.new_empty(*shape, value_states.shape[-1], dtype=self.dtype)
         self.is_initialized = True
 
     def update(
@@ -141,22 +146,25 @@ def generate(
     ids = torch.full((batch, limit), pad_token_id, device=device)  # (B, T)
     mask = torch.zeros((batch, limit), dtype=torch.bool, device=device)  # (B, T)
     ended = torch.zeros(batch, dtype=torch.bool, device=device)
-    layers: list[Any] = [_Slab(width + limit) for _ in range(lm.config.num_hidden_layers)]
+    kept_as = torch.float32 if lm.config._attn_implementation == SDPA_FLOAT32 else None
+    count = lm.config.num_hidden_layers
+    layers: list[Any] = [_Slab(width + limit, kept_as) for _ in range(count)]
     cache = Cache(layers=layers)
     four_d, step = _takes_bool_mask(lm), shape_step(lm, LENGTHS)
 
     # 1. all prompts at once
     seen = torch.cat((prompt_mask.bool(), mask.new_ones(batch, limit)), 1)  # (B, P + T)
     position = prompt_mask.long().cumsum(1) - 1  # (B, P)
-    hidden = backbone(
-        input_ids=prompt_ids,
-        attention_mask=seen[:, :width],
-        position_ids=position.clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state[:, -1]
-    position = position[:, -1:]  # (B, 1)
     rows = torch.arange(batch, device=device)  # which row of the batch each live row is
+    with last_mlp_at((rows, torch.full_like(rows, width - 1)), backbone):
+        hidden = backbone(
+            input_ids=prompt_ids,
+            attention_mask=seen[:, :width],
+            position_ids=position.clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+    position = position[:, -1:]  # (B, 1)
 
     for t in range(limit):
         # 2. a token for every live row

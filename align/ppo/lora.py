@@ -49,9 +49,10 @@ def fuse(model: nn.Module) -> None:
 
 @contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
-    """For sampling: the adapter that is on as one weight with its base, in memory of its own.
+    """For sampling in small networks: the adapter that is on as one weight with its base.
 
-    Only in small float32 networks: in bfloat16 a small change would vanish in a large weight.
+    The sum is float32, in memory of its own: in bfloat16 a small change would vanish in a large
+    weight.
     """
     layers = [m.forward for m in model.modules() if isinstance(m.forward, _Fused)]
     weights = [layer.layer.base_layer.weight for layer in layers]
@@ -59,8 +60,9 @@ def merged(model: nn.Module) -> Iterator[None]:
     try:
         for layer, weight in zip(layers, weights, strict=True):
             plain = layer.plain(weight)
-            if small and plain and weight.dtype == torch.float32:
-                layer.whole = torch.addmm(weight, plain.b, plain.a, alpha=plain.scale)
+            if small and plain:
+                a, b = plain.a.float(), plain.b.float()
+                layer.whole = torch.addmm(weight.float(), b, a, alpha=plain.scale)
         yield
     finally:
         for layer in layers:
@@ -103,7 +105,8 @@ class _Fused:
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base = self.layer.base_layer
         if self.whole is not None:
-            return nn.functional.linear(x, self.whole, base.bias)
+            bias = None if base.bias is None else base.bias.float()
+            return nn.functional.linear(x.float(), self.whole, bias).to(x.dtype)
         adapter = None if args or kwargs else self.plain(x)
         if adapter is None:
             return self.peft_forward(x, *args, **kwargs)

@@ -20,13 +20,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from align import checkpoint as checkpoint_files
+from align.checkpoint import decoder_layers
 from align.ppo.lora import merged
 from align.ppo.loss import entropy
 from align.ppo.sharding import Replica, at_rest
 from align.ppo.trunk import Trunk, above, trunk_states
 
 CHUNK_LOGITS = 2**24  # logits held at once (64 MiB in float32)
-LENGTHS, HEAD_ROWS = 8, 64  # what lengths and the head's rows are multiples of; see shape_step
+LENGTHS, ROWS = 8, 64  # what lengths and numbers of states are multiples of; see shape_step
 POLICY, VALUE, REWARD = "default", "value", "reward"
 """Adapters; peft saves "default" where every loader looks."""
 
@@ -99,7 +100,7 @@ class Head(NamedTuple):
         scale /= getattr(config, "logits_scaling", None) or 1.0
         softcap = getattr(config, "final_logit_softcapping", None)
         linear = lm.get_output_embeddings()
-        return cls(linear, scale, softcap, shape_step(linear, HEAD_ROWS))
+        return cls(linear, scale, softcap, shape_step(linear, ROWS))
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits ``(N, V)`` of hidden states ``(N, H)``."""
@@ -257,15 +258,14 @@ def hidden_states(backbone: nn.Module, sequences: Sequences, extra: int = 0) -> 
 
     Right padding needs no mask in a causal model.
     """
-    step = shape_step(backbone, LENGTHS)
-    first = int(sequences.prompt_lengths.min()) - 1  # no state before it is asked for
-    inputs, trunk = padded(sequences.ids, step), sequences.trunk
+    inputs = padded(sequences.ids, shape_step(backbone, LENGTHS))
+    index, trunk = sequences.states(extra), sequences.trunk
     if trunk is not None:
         more = inputs["input_ids"].shape[1] - trunk.states.shape[1]
         trunk = trunk._replace(states=F.pad(trunk.states, (0, 0, 0, more)))
-    with last_mlp_from(first - first % step, backbone), above(trunk, backbone):
+    with last_mlp_at(index, backbone), above(trunk, backbone):
         out = backbone(**inputs)
-    return out.last_hidden_state[sequences.states(extra)]
+    return out.last_hidden_state[index]
 
 
 def first_states(backbone: nn.Module, sequences: Sequences, layers: int) -> Tensor:
@@ -293,25 +293,28 @@ def shape_step(module: nn.Module, step: int) -> int:
 
 
 @contextmanager
-def last_mlp_from(first: int, backbone: nn.Module) -> Iterator[None]:
-    """Let the last layer's MLP leave out positions before ``first``: nobody reads what it would
-    add to their states.
+def last_mlp_at(index: tuple[Tensor, Tensor], backbone: nn.Module) -> Iterator[None]:
+    """Let the last layer's MLP leave out all states but those of ``index``, (row, column) each
+    ``(N,)``: nobody reads what it would add to the others.
 
     A mixture of experts is left alone, and so is a layer that is run again for its gradients.
     """
-    layers: Any = getattr(backbone, "layers", None) or getattr(backbone, "h", None) or [None]
-    mlp = getattr(layers[-1], "mlp", None)
-    again = getattr(layers[-1], "gradient_checkpointing", False)
+    _, layers = decoder_layers(backbone)
+    mlp = getattr(layers[-1], "mlp", None) if layers else None
+    again = getattr(layers[-1], "gradient_checkpointing", False) if layers else False
     if mlp is None or again or not _is_plain(mlp):
         yield
         return
-    forward = mlp.forward
+    forward, step = mlp.forward, shape_step(mlp, ROWS)
 
-    def rest(hidden: Tensor) -> Tensor:
-        """``(B, L, H)`` to ``(B, L, H)``, 0 before ``first``."""
-        return F.pad(forward(hidden[:, first:].contiguous()), (0, 0, first, 0))
+    def some(hidden: Tensor) -> Tensor:
+        """``(B, L, H)`` to ``(B, L, H)``, 0 where it was left out."""
+        states = hidden[index]  # (N, H)
+        n = len(states)
+        added = forward(F.pad(states, (0, 0, 0, -n % step)))[:n].to(hidden.dtype)
+        return torch.zeros_like(hidden).index_put(index, added)
 
-    mlp.forward = rest
+    mlp.forward = some
     try:
         yield
     finally:

@@ -44,7 +44,11 @@ KEPT = (
     "optimizer_steps",
 )
 SMALL, LARGE = (128, 4), (640, 12)  # width, layers: 0.9M and 65M parameters
-RECOMMENDED = {"per_device_train_batch_size": 16, "dtype": "bfloat16"}
+RECOMMENDED = {
+    "per_device_train_batch_size": 16,
+    "dtype": "bfloat16",
+    "lora_layers": SMALL[1] // 2,
+}
 SETTINGS = {
     "full": {"size": SMALL, "lora": False},
     "lora": {"size": SMALL, "lora": True},

@@ -75,7 +75,7 @@ def test_the_last_mlp_leaves_prompts_out_and_the_gradients_are_the_same(family):
         lm = GPT2LMHeadModel(GPT2Config(vocab_size=42, **size)).eval()
         inside = lm.transformer.h[-1].mlp.c_fc
     seen = []
-    inside.register_forward_hook(lambda m, args, out: seen.append(args[0].shape[1]))
+    inside.register_forward_hook(lambda m, args, out: seen.append(args[0].shape[:-1].numel()))
 
     def gradients(trimmed: bool) -> list[torch.Tensor]:
         if trimmed:
@@ -89,7 +89,7 @@ def test_the_last_mlp_leaves_prompts_out_and_the_gradients_are_the_same(family):
 
     for got, want in zip(gradients(True), gradients(False), strict=True):
         torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
-    assert seen == [8, 6, 6, 9]  # all rows but the first position; then each row whole
+    assert seen == [11, 6, 6, 9]  # states before a completion token; then each row whole
 
 
 def test_lengths_are_rounded_up_in_bfloat16_on_a_cpu_and_nothing_else_changes():
