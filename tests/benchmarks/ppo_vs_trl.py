@@ -13,8 +13,10 @@ program makes in --env: it shares the installed packages of this one except trl.
 
 Settings: `full` (all weights, float32), `lora` (rank 16 on all linear layers, float32; here policy,
 value model and reward model are adapters of one backbone, TRL trains all weights of its value model
-and holds a whole reward model), `recommended` (here with what recipes/README.md recommends for
-speed on a CPU; TRL as in `lora`), `memory` (as `lora`, on 65M parameters).
+and holds a whole reward model), `bfloat16` (here also in bfloat16 with micro-batches of 16; TRL as
+in `lora`), `recommended` (here what recipes/README.md recommends for speed on a CPU: as `bfloat16`,
+and adapters in the upper half of the layers only; TRL as in `lora`), `memory` (as `lora`, on 65M
+parameters).
 """
 
 import argparse
@@ -44,14 +46,12 @@ KEPT = (
     "optimizer_steps",
 )
 SMALL, LARGE = (128, 4), (640, 12)  # width, layers: 0.9M and 65M parameters
-RECOMMENDED = {
-    "per_device_train_batch_size": 16,
-    "dtype": "bfloat16",
-    "lora_layers": SMALL[1] // 2,
-}
+BFLOAT16 = {"per_device_train_batch_size": 16, "dtype": "bfloat16"}
+RECOMMENDED = {**BFLOAT16, "lora_layers": SMALL[1] // 2}
 SETTINGS = {
     "full": {"size": SMALL, "lora": False},
     "lora": {"size": SMALL, "lora": True},
+    "bfloat16": {"size": SMALL, "lora": True, "ours": BFLOAT16},
     "recommended": {"size": SMALL, "lora": True, "ours": RECOMMENDED},
     "memory": {
         "size": LARGE,
