@@ -100,7 +100,7 @@ def build_trainer(config: Any, model: Any, tokenizer: Any, mixture: Any) -> Trai
             train_dataset=Dataset.from_list(train.rows),
             eval_dataset=Dataset.from_list(held_out.rows) if held_out.rows else None,
             processing_class=tokenizer,
-            peft_config=lora_config(config, "SEQ_CLS"),
+            peft_config=lora_config(config, "SEQ_CLS", model),
         )
     trainer.lengths = [max(map(len, row.values())) for row in train.rows]
     trainer.groups = by_prompt([mixture.train[i] for i in train.kept])

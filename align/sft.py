@@ -110,7 +110,7 @@ def build_trainer(config: Any, model: Any, tokenizer: Any, mixture: Any) -> Trai
             train_dataset=Dataset.from_list(train.rows),
             eval_dataset=Dataset.from_list(held_out.rows) if held_out.rows else None,
             processing_class=tokenizer,
-            peft_config=lora_config(config, "CAUSAL_LM"),
+            peft_config=lora_config(config, "CAUSAL_LM", model),
         )
     trainer.lengths = [len(row["input_ids"]) for row in trainer.train_dataset]
     trainer.groups = [[i] for i in range(len(trainer.lengths))]

@@ -5,6 +5,7 @@ inspect        what a directory holds, from JSON and safetensors headers; no tor
 tokenizer_files  what tokenizer files say; which token is PAD
 template       the chat template: which one, and what it writes
 load           tokenizer, policy, reward model, adapters
+lora           settings of the adapter that a stage trains
 save           atomic folders, manifests, what an output directory holds
 lineage        where a checkpoint comes from: parent, data, recipe, versions
 =============  =====================================================================
@@ -30,10 +31,9 @@ from align.checkpoint.load import (
     load_policy,
     load_reward_model,
     load_tokenizer,
-    lora_config,
     new_reward_model,
-    quiet_peft,
 )
+from align.checkpoint.lora import lora_config, quiet_peft
 from align.checkpoint.save import (
     atomic_dir,
     begin_run,

@@ -101,13 +101,14 @@ def build_networks(
 
     Raises:
         CheckpointError: value_model can't read the policy's tokens.
+        ConfigError: a name in lora_target_modules stands for no linear layer.
     """
     if not config.use_peft:
         return assemble(lm, value_source(config, lm, tokenizer), seed=config.seed)
     scorers = reward.scorers.values() if reward else []
     shared = next((s for _, s in scorers if isinstance(s, SharedScorer)), None)
     adapter = shared.adapter if shared else None
-    lora = checkpoint.lora_config(config, "CAUSAL_LM")
+    lora = checkpoint.lora_config(config, "CAUSAL_LM", lm)
     policy = add_adapters(lm, lora, seed=config.seed, reward=adapter)
     networks = assemble(policy, None, seed=config.seed, reward=adapter)
     if shared:
