@@ -6,7 +6,8 @@ tokenizer_files  what tokenizer files say; which token is PAD
 template       the chat template: which one, and what it writes
 load           tokenizer, policy, reward model, adapters
 lora           settings of the adapter that a stage trains
-save           atomic folders, manifests, what an output directory holds
+save           atomic folders, manifests, models and tokenizers as files
+output         the folder of a run: new, to be resumed, finished, or not ours
 lineage        where a checkpoint comes from: parent, data, recipe, versions
 =============  =====================================================================
 """
@@ -20,6 +21,7 @@ from align.checkpoint.inspect import (
 )
 from align.checkpoint.lineage import (
     chat_template_sha256,
+    inputs,
     read_lineage,
     recipe_sha256,
     weights_sha256,
@@ -34,14 +36,12 @@ from align.checkpoint.load import (
     new_reward_model,
 )
 from align.checkpoint.lora import lora_config, quiet_peft
+from align.checkpoint.output import begin_run, finish_run, output_state
 from align.checkpoint.save import (
     atomic_dir,
-    begin_run,
     disk_errors,
-    finish_run,
     is_complete,
     newest_complete,
-    output_state,
     try_saving,
     write_manifest,
     write_model,
@@ -59,6 +59,7 @@ __all__ = [
     "eos_token_ids",
     "find_template",
     "finish_run",
+    "inputs",
     "inspect_checkpoint",
     "is_complete",
     "is_masked",
