@@ -71,7 +71,7 @@ def push(checkpoint_dir: Path | str, repo: str) -> str:
         HfApi().upload_folder(
             repo_id=url.repo_id,
             folder_path=folder,
-            ignore_patterns=["checkpoint-*", "*.tmp", "*.tmp/*", "state/*"],
+            ignore_patterns=["checkpoint-*", "*.tmp", "*.tmp/*", "state/*", "wandb/*"],
             commit_message="Upload checkpoint and model card",
         )
     except (HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled) as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from align.errors import ConfigError
+from align.limits import check_ranges
 
 
 @dataclass(kw_only=True)
@@ -100,6 +101,14 @@ class StageConfig:
     """Optimizer steps between two checkpoints from which a killed run goes on."""
     report_to: list[Literal["wandb", "trackio", "tensorboard"]] = field(default_factory=list)
     """Trackers that get the numbers of metrics.jsonl too; they must be installed."""
+
+    def __post_init__(self) -> None:
+        """Check numbers against their bounds.
+
+        Raises:
+            ConfigError: a value out of its range.
+        """
+        check_ranges(self)
 
 
 @dataclass(kw_only=True)
@@ -277,6 +286,7 @@ class PPOStage(StageConfig):
         Raises:
             ConfigError: a value out of its range, or two that exclude each other.
         """
+        super().__post_init__()
         if not (self.reward_model or self.reward_functions or self.reward_url):
             raise ConfigError(
                 "PPO has no reward; give reward_model or reward_functions or reward_url"
@@ -306,22 +316,11 @@ class PPOStage(StageConfig):
                 f"max_completion_length {self.max_completion_length} leaves no room for a prompt "
                 f"in max_length {self.max_length}; lower the one or raise the other"
             )
-        positive = ["total_episodes", "max_completion_length", "temperature", "num_ppo_epochs"]
-        positive += ["num_mini_batches", "per_device_rollout_batch_size", "reward_timeout"]
-        positive += ["vllm_timeout", "importance_cap"]
-        positive += ["logging_steps", "save_steps", "eval_prompts"]
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
         if bool(self.ptx_coef) != bool(self.ptx_datasets):
             raise ConfigError(
                 f"ptx_coef is {self.ptx_coef} and ptx_datasets is {self.ptx_datasets}; "
                 "PPO-ptx needs both: give the other one or neither"
             )
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ConfigError(f"ema_decay is {self.ema_decay}; it must be between 0 and 1")
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ConfigError(f"dual_clip is {self.dual_clip}; it must be above 1")
 
 
 @dataclass(kw_only=True)
@@ -348,6 +347,14 @@ class EvalStage:
     toxicity_model: str = "quickstart"
     """Classifier: quickstart (embedded), original, unbiased, multilingual, a file or Hub id
     (ID#LABEL where its class is not called toxic)."""
+
+    def __post_init__(self) -> None:
+        """Check numbers against their bounds.
+
+        Raises:
+            ConfigError: a value out of its range.
+        """
+        check_ranges(self)
 
 
 STAGES: dict[str, type] = {c.stage: c for c in (SFTStage, RewardStage, PPOStage, EvalStage)}

@@ -3,46 +3,26 @@
 import importlib
 import importlib.util
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from align.checkpoint.inspect import CheckpointInfo, inspect_checkpoint, local_folder, resolve
 from align.checkpoint.lineage import chat_template_sha256, read_lineage
-from align.checkpoint.save import in_use, output_state, resumable, tidy
+from align.checkpoint.output import in_use, output_state, resumable, tidy
 from align.checkpoint.template import Template, find_template, render_template
 from align.checkpoint.tokenizer_files import TokenizerFiles, pad_token
 from align.errors import CheckpointError, ConfigError, is_main_process
-from align.parsing import read_yaml
+from align.room import check_room
+from align.strict_yaml import read_yaml
 
 KINDS = {"sft": "prompt-completion", "reward": "preference", "ppo": "prompt-only"}
 WORD = "ANSWER"
 SCORERS = ("reward_model", "gold_reward_model")
 REWARD_LIKE = (*SCORERS, "value_model")
 ADDRESSES = ("reward_url", "vllm_url")
-POSITIVE = (
-    *("learning_rate", "value_learning_rate", "per_device_train_batch_size"),
-    *("gradient_accumulation_steps", "num_train_epochs", "max_length", "dataset_limit", "lora_r"),
-    *("lora_layers", "lora_alpha", "logging_steps", "save_steps", "center_max_new_tokens"),
-    *("kl_horizon", "cliprange", "cliprange_value", "score_clip", "kl_target", "kl_budget"),
-)
-NOT_NEGATIVE = (
-    *("warmup_steps", "weight_decay", "max_grad_norm", "guard_loss_spike", "center_samples"),
-    *("kl_coef", "vf_coef", "eval_steps", "critic_warmup_rollouts", "reward_retries"),
-)
-RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (POSITIVE, lambda v: v > 0, "above 0"),
-    (NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
-    (("eval_fraction", "invalid_fraction", "lora_dropout"), lambda v: 0 <= v < 1, "in [0, 1)"),
-    (("gamma", "lam"), lambda v: 0 <= v <= 1, "in [0, 1]"),
-    (("max_steps",), lambda v: v == -1 or v > 0, "above 0, or -1 for as many as num_train_epochs"),
-)
-"""Fields, what their values must fulfil, and how that is said."""
 
 
 class Preflight(NamedTuple):
@@ -98,24 +78,22 @@ def preflight(config: Any, made_before: Sequence[str] = (), quiet: bool = False)
 
 
 def check_values(config: Any) -> None:
-    """Values that are of the right type and still can't be.
+    """Values that exclude each other, or that this machine has not.
 
     Raises:
         ConfigError: naming the field.
     """
-    for names, right, words in RANGES:
-        for name in names:
-            value = getattr(config, name, None)
-            if value is not None and not right(value):
-                raise ConfigError(f"{name} is {value}; it must be {words}")
-    if any(weight <= 0 for weight in config.datasets.values()):
-        raise ConfigError(f"datasets has a weight of 0 or less: {config.datasets}; leave it out")
     if config.load_in_4bit and not config.use_peft:
         raise ConfigError("load_in_4bit freezes the base; it needs use_peft: true")
     if getattr(config, "packing", False) and config.attn_implementation != "flash_attention_2":
         raise ConfigError(
             f"packing with attn_implementation {config.attn_implementation} would let records read "
             "each other; set attn_implementation: flash_attention_2, or packing: false"
+        )
+    if config.model_revision and Path(config.model_name_or_path).is_dir():
+        raise ConfigError(
+            f"model_revision is {config.model_revision} and model_name_or_path "
+            f"{config.model_name_or_path} is a folder, which has but one; leave model_revision out"
         )
     for name in ADDRESSES:
         if getattr(config, name, None) is not None:
@@ -225,8 +203,10 @@ def check_output(config: Any, say: Any) -> bool:
         CheckpointError: there is a checkpoint to go on from, and it is damaged.
     """
     folder = Path(config.output_dir)
-    if folder.is_file():
-        raise ConfigError(f"output_dir {folder} is a file; give a folder")
+    file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+    if file:
+        inside = "" if file == folder else f"is inside {file}, which "
+        raise ConfigError(f"output_dir {folder} {inside}is a file; give a folder")
     found = output_state(folder, config)
     if found.state == "empty":
         say(f"output: {folder}, new")
@@ -374,105 +354,3 @@ def check_data(config: Any, say: Any) -> None:
             card, KINDS[config.stage], invalid_fraction=config.invalid_fraction
         )
         say(f"data: {found.line()}")
-
-
-def check_room(config: Any, info: CheckpointInfo | None, say: Any) -> None:
-    """Free disk and memory against rough needs.
-
-    Raises:
-        ConfigError: the disk can't be written or has not three checkpoints' room; the weights and
-            optimizer alone need more memory than is free.
-    """
-    folder = Path(config.output_dir).absolute()
-    there = next(p for p in (folder, *folder.parents) if p.is_dir())
-    try:
-        with tempfile.TemporaryFile(dir=there) as probe:
-            probe.write(b"0" * 4096)
-    except OSError as error:
-        raise ConfigError(
-            f"can't write to {there} ({error.strerror}); give another --output_dir"
-        ) from error
-    if info is None:
-        return
-    need = estimate(config, info)
-    free_disk = shutil.disk_usage(there).free
-    if free_disk < 3 * need.checkpoint:
-        raise ConfigError(
-            f"{there} has {gib(free_disk)} free and three checkpoints of {config.stage} need "
-            f"{gib(3 * need.checkpoint)}; free some space, or give another --output_dir"
-        )
-    free, where = free_memory()
-    say(
-        f"room: about {gib(need.state + need.activations)} of {gib(free)} {where} memory, "
-        f"{gib(need.checkpoint)} a checkpoint of {gib(free_disk)} free on the disk"
-    )
-    if need.state > free:
-        raise ConfigError(
-            f"weights, gradients and optimizer of {config.model_name_or_path} need about "
-            f"{gib(need.state)} and {gib(free)} of {where} memory are free; use --use_peft true, "
-            "--dtype bfloat16, or more devices with recipes/accelerate/fsdp2.yaml"
-        )
-
-
-class Need(NamedTuple):
-    """Bytes that one process needs, roughly."""
-
-    checkpoint: int
-    state: int
-    activations: int
-
-
-def estimate(config: Any, info: CheckpointInfo) -> Need:
-    """Bytes: weights + gradients + two Adam moments, and activations, of one process.
-
-    Without LoRA, PPO holds a policy, a value model, a reference and, where there is one, a reward
-    model. Its checkpoint holds a policy more for each that it keeps beside the one in training.
-    Activations: about 34 bytes a token, layer and unit of width (2205.05198, section 4.1, halved
-    or doubled with the type), one layer's worth with gradient checkpointing.
-    """
-    parent = inspect_checkpoint(info.base) if info.base else info
-    width = {"float32": 4, "bfloat16": 2, "float16": 2}[config.dtype]
-    total = parent.parameters
-    trained = total
-    if config.use_peft:  # both factors of every linear layer, seven a block
-        layers = min(config.lora_layers or parent.layers, parent.layers)
-        trained = 7 * layers * 2 * config.lora_r * parent.hidden_size
-    ppo = config.stage == "ppo"  # it trains a value model too
-    kept = sum(getattr(config, name, None) is not None for name in ("ema_decay", "kl_budget"))
-    models = 1 if config.use_peft or not ppo else 3 + bool(config.reward_model)
-    held = models * (total / 2 if config.load_in_4bit else total * width)
-    learning = trained * (2 if ppo else 1)
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", os.environ.get("ACCELERATE_USE_DEEPSPEED", ""))
-    shards = int(os.environ.get("WORLD_SIZE", "1")) if sharded.lower() == "true" else 1
-    tokens = config.per_device_train_batch_size * config.max_length
-    layers = 1 if config.gradient_checkpointing else max(parent.layers, 1)
-    bytes_a_unit = 17 * (2 if config.bf16 else width)
-    return Need(
-        checkpoint=int((learning * 3 + trained * kept) * width),
-        state=int((held + learning * width * 3) / shards),
-        activations=int(tokens * layers * parent.hidden_size * bytes_a_unit),
-    )
-
-
-def free_memory() -> tuple[int, str]:
-    """Free bytes of the first GPU, else of the machine."""
-    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    if shutil.which("nvidia-smi"):
-        try:
-            out = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True)
-            return int(out.stdout.split()[0]) * 2**20, "GPU"
-        except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-            pass
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in Path("/proc/meminfo").read_text().splitlines() if sys.platform == "linux" else []:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024, "machine"
-    return pages, "machine"
-
-
-def gib(size: float) -> str:
-    """Bytes for people."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size / 1024:.0f} KiB"

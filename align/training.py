@@ -6,7 +6,7 @@ Only layer 2 and recipes import this module (it imports torch).
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ import torch
 from transformers import set_seed
 
 from align.callbacks import InterruptCallback, Progress
-from align.checkpoint.load import quiet_peft
-from align.checkpoint.save import begin_run, disk_errors, finish_run, try_saving, write_model
-from align.errors import Interrupted, RunError, is_main_process
+from align.checkpoint.lineage import inputs
+from align.checkpoint.lora import quiet_peft
+from align.checkpoint.output import begin_run, finish_run
+from align.checkpoint.save import disk_errors, try_saving, write_model
+from align.errors import AlignError, Interrupted, RunError, is_main_process
 from align.guards import Interrupts, saved_line
 
 WINDOW = 50
@@ -186,31 +188,33 @@ def check_processes(accelerator: Any) -> None:
 # ---------------------------------------------------------------- one run
 
 
-def train(trainer: Any, config: Any) -> None:
+def train(trainer: Any, config: Any, data: Sequence[Mapping[str, Any]] = ()) -> None:
     """Train, from the newest complete checkpoint when resuming.
 
+    Args:
+        trainer: ours
+        config: of the stage
+        data: what lineage.json will say of the data
+
     Raises:
+        ConfigError: the run to resume started from other weights or data.
         Interrupted: after a clean save.
         RunError: the loss became NaN or jumped.
     """
     check_processes(trainer.accelerator)
-    newest = None
-    interrupts = Interrupts()
+    tokenizer, interrupts = trainer.processing_class, Interrupts()
     trainer.add_callback(InterruptCallback(interrupts))
     with disk_errors(config.output_dir):
         if trainer.accelerator.is_main_process:
-            try_saving(trainer.model, trainer.processing_class)
+            try_saving(trainer.model, tokenizer)
         interrupts.install()
         try:
-            if trainer.accelerator.is_main_process:
-                newest = begin_run(config)
-            trainer.accelerator.wait_for_everyone()
-            newest = _same_everywhere(newest)
+            newest = _on_rank_0(lambda: begin_run(config, inputs(config, data, tokenizer)))
             if config.resume:
                 from_there = f"from {newest}" if newest else "nothing was saved yet; from the start"
                 say(f"resume: {from_there}")
             set_seed(config.seed)
-            with quiet_peft():
+            with quiet_peft(), trackers_in(config.output_dir):
                 trainer.train(resume_from_checkpoint=str(newest) if newest else None)
         finally:
             interrupts.restore()
@@ -232,13 +236,33 @@ def trained(trainer: Any) -> Iterator[None]:
         raise Interrupted(saved_line(trainer.state.global_step)) from error
 
 
-def _same_everywhere(value: Any) -> Any:
-    """Rank 0's value on every rank."""
-    if not torch.distributed.is_initialized():
-        return value
-    box = [value]
-    torch.distributed.broadcast_object_list(box)
+def _on_rank_0(work: Callable[[], Any]) -> Any:
+    """What ``work`` gives on rank 0, on every rank; its error is raised on all of them."""
+    box: list[Any] = [None]
+    if is_main_process():
+        try:
+            box = [work()]
+        except AlignError as error:
+            box = [error]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(box)
+    if isinstance(box[0], AlignError):
+        raise box[0]
     return box[0]
+
+
+@contextlib.contextmanager
+def trackers_in(output_dir: str) -> Iterator[None]:
+    """Let wandb write below the run's folder instead of the current one; a WANDB_DIR that is set
+    wins.
+    """
+    before = os.environ.get("WANDB_DIR")
+    os.environ["WANDB_DIR"] = before or output_dir
+    try:
+        yield
+    finally:
+        if not before:
+            del os.environ["WANDB_DIR"]
 
 
 @contextlib.contextmanager

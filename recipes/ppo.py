@@ -52,6 +52,7 @@ def main() -> None:
         if config.ptx_datasets
         else None
     )
+    data_used = [*mixture.lineage(), *(ptx.lineage() if ptx else [])]
     trainer = ppo.PPOTrainer(
         config,
         ppo.build_networks(config, policy, tokenizer, reward),
@@ -63,7 +64,7 @@ def main() -> None:
         ptx_records=ptx.train if ptx else [],
         gold=gold,
     )
-    trainer.train()
+    trainer.train(data_used)
 
     trainer.finish(
         lambda folder: checkpoint.write_lineage(
@@ -71,7 +72,7 @@ def main() -> None:
             stage=config.stage,
             config=config,
             parent=config.model_name_or_path,
-            data=[*mixture.lineage(), *(ptx.lineage() if ptx else [])],
+            data=data_used,
             tokenizer=tokenizer,
             started=started,
             tokens=trainer.progress.tokens,

@@ -41,7 +41,7 @@ def main() -> None:
         invalid_fraction=config.invalid_fraction,
     )
     trainer = reward.build_trainer(config, model, tokenizer, mixture)
-    training.train(trainer, config)
+    training.train(trainer, config, mixture.lineage())
 
     with training.saved(trainer, config) as folder:
         if folder:

@@ -41,7 +41,7 @@ def main() -> None:
         invalid_fraction=config.invalid_fraction,
     )
     trainer = sft.build_trainer(config, model, tokenizer, mixture)
-    training.train(trainer, config)
+    training.train(trainer, config, mixture.lineage())
     held_out = training.evaluate(trainer)
 
     with training.saved(trainer, config) as folder:

@@ -8,7 +8,8 @@ import yaml
 
 from align import paths
 from align.config import STAGES
-from align.parsing import build, field_docs, load_recipe, read_yaml, to_yaml
+from align.parsing import build, field_docs, load_recipe, to_yaml
+from align.strict_yaml import read_yaml
 
 STAGE_FILES = sorted(paths.CONFIGS.rglob("*.yaml"))
 RECIPES = sorted(p for p in paths.CONFIGS.iterdir() if p.is_dir())

@@ -11,8 +11,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"errors", "paths", "__init__"},
-    {"config", "parsing", "checkpoint", "data", "guards", "preflight", "quickstart"}
+    {"config", "parsing", "checkpoint", "data", "guards", "limits", "preflight"}
     | {
+        "quickstart",
+        "room",
+        "strict_yaml",
         "callbacks",
         "encoding",
         "scoring",
@@ -21,7 +24,7 @@ LAYERS = [
     },  # around tokenizers, models and trainers
     {"sft", "reward", "ppo", "evaluation"},
     {"report", "card", "plan", "chat"},
-    {"pipeline", "cli"},
+    {"pipeline", "step_keys", "cli"},
 ]
 LIGHT = ["errors", "paths", "config", "parsing", "checkpoint", "data", "guards", "preflight"]
 LIGHT += ["report", "card", "plan", "pipeline", "cli", "quickstart.world"]

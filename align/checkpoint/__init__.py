@@ -5,7 +5,9 @@ inspect        what a directory holds, from JSON and safetensors headers; no tor
 tokenizer_files  what tokenizer files say; which token is PAD
 template       the chat template: which one, and what it writes
 load           tokenizer, policy, reward model, adapters
-save           atomic folders, manifests, what an output directory holds
+lora           settings of the adapter that a stage trains
+save           atomic folders, manifests, models and tokenizers as files
+output         the folder of a run: new, to be resumed, finished, or not ours
 lineage        where a checkpoint comes from: parent, data, recipe, versions
 =============  =====================================================================
 """
@@ -19,30 +21,27 @@ from align.checkpoint.inspect import (
 )
 from align.checkpoint.lineage import (
     chat_template_sha256,
+    inputs,
     read_lineage,
     recipe_sha256,
     weights_sha256,
     write_lineage,
 )
 from align.checkpoint.load import (
-    decoder_layers,
     eos_token_ids,
     load_causal,
     load_policy,
     load_reward_model,
     load_tokenizer,
-    lora_config,
     new_reward_model,
-    quiet_peft,
 )
+from align.checkpoint.lora import decoder_layers, lora_config, quiet_peft
+from align.checkpoint.output import begin_run, finish_run, output_state
 from align.checkpoint.save import (
     atomic_dir,
-    begin_run,
     disk_errors,
-    finish_run,
     is_complete,
     newest_complete,
-    output_state,
     try_saving,
     write_manifest,
     write_model,
@@ -61,6 +60,7 @@ __all__ = [
     "eos_token_ids",
     "find_template",
     "finish_run",
+    "inputs",
     "inspect_checkpoint",
     "is_complete",
     "is_masked",

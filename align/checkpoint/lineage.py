@@ -16,9 +16,11 @@ import align
 from align import paths
 from align.checkpoint.inspect import local_folder, weight_files
 from align.checkpoint.save import CONTROL, file_sha256, portable, write_json
+from align.checkpoint.tokenizer_files import read_json
 from align.errors import CheckpointError
 
 FILE = "lineage.json"
+PARENTS = ("model_name_or_path", "reward_model", "value_model", "gold_reward_model")
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 
 
@@ -33,6 +35,47 @@ def weights_sha256(path: str | Path, revision: str | None = None) -> str:
         return file_sha256(files[0])
     lines = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def checkpoint_sha256(path: str | Path, revision: str | None = None) -> str | None:
+    """One hash over what decides a checkpoint's outputs: weights, configs, an adapter's base too.
+
+    None for one that is not on this machine.
+    """
+    try:
+        folder = local_folder(str(path), revision)
+    except CheckpointError:
+        folder = None
+    if folder is None:
+        return None
+    files = [folder / name for name in ("config.json", "adapter_config.json")]
+    found = [weights_sha256(folder), *(file_sha256(file) for file in files if file.is_file())]
+    if files[1].is_file():
+        adapter = read_json(files[1])
+        base = adapter["base_model_name_or_path"], adapter.get("revision")
+        found.append(checkpoint_sha256(*base) or str(base))
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()
+
+
+def inputs(config: Any, data: Sequence[Mapping[str, Any]], tokenizer: Any) -> dict[str, str]:
+    """What a run starts from -> its hash: its continuation must start from the same.
+
+    Reward functions are not among it: correcting one that failed is why people resume.
+
+    Args:
+        config: of the stage
+        data: what lineage.json will say of the data
+        tokenizer: with the chat template of the run
+    """
+    found: dict[str, str | None] = {"chat_template": chat_template_sha256(tokenizer)}
+    for field in PARENTS:
+        name = getattr(config, field, None)
+        revision = config.model_revision if field == "model_name_or_path" else None
+        found[field] = checkpoint_sha256(name, revision) if name else None
+    for row in data:
+        name = f"data {row['card']}"
+        found[name] = (found.get(name) or "") + row["sha256"]  # a card may serve two purposes
+    return {name: sha256 for name, sha256 in found.items() if sha256}
 
 
 def chat_template_sha256(tokenizer: Any) -> str | None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import warnings
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.checkpoint.inspect import inspect_checkpoint, local_folder, resolve
+from align.checkpoint.lora import quiet_peft as quiet_peft
 from align.checkpoint.template import find_template
 from align.checkpoint.tokenizer_files import pad_token, read_json
 from align.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from align.config import StageConfig
@@ -147,6 +144,7 @@ def _pretrained(cls: Any, name: str, revision: str | None, **options: Any) -> Pr
 
     Raises:
         CheckpointError: transformers can't make this model, or weights are missing.
+        ConfigError: its attention kernel is not installed.
     """
     import torch
 
@@ -160,6 +158,11 @@ def _pretrained(cls: Any, name: str, revision: str | None, **options: Any) -> Pr
         why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".!")
         if options.get("attn_implementation") == "sdpa" and "scaled_dot_product_attention" in why:
             return _pretrained(cls, name, revision, **{**options, "attn_implementation": "eager"})
+        if "FlashAttention" in why:
+            raise ConfigError(
+                f"attn_implementation is {options['attn_implementation']}: {why}; install it, or "
+                "set attn_implementation: sdpa"
+            ) from error
         if "ignore_mismatched_sizes" in why:
             why = "weights have other shapes than config.json says"
         raise CheckpointError(
@@ -235,71 +238,6 @@ def _four_bits(config: StageConfig) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-
-
-@contextlib.contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Without three warnings of peft: it reads an attribute that transformers has renamed, it tells
-    that it saves a resized embedding (only in checkpoints to resume from), and it looks on the Hub
-    for a base that is below ALIGN_DATA.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
-        warnings.filterwarnings("ignore", message="Could not find a config file in")
-        yield
-
-
-def decoder_layers(model: nn.Module) -> tuple[str, Sequence[nn.Module]]:
-    """Name and modules of a decoder's list of layers; ``("", [])`` where it has none."""
-    from torch.nn import ModuleList
-
-    for name, module in model.named_modules():
-        own = name.rpartition(".")[-1]
-        if isinstance(module, ModuleList) and own in ("layers", "h", "blocks"):
-            return own, list(module)
-    return "", []
-
-
-def lora_config(config: StageConfig, task: str, model: nn.Module) -> Any:
-    """The adapter that a stage trains, or None for all weights.
-
-    Args:
-        config: of the stage
-        task: ``CAUSAL_LM`` or ``SEQ_CLS``
-        model: that gets the adapter; it is not changed
-
-    Raises:
-        ConfigError: the model has fewer layers than lora_layers.
-    """
-    if not config.use_peft:
-        return None
-    from peft import LoraConfig
-
-    name, layers = decoder_layers(model)
-    last = config.lora_layers
-    if last is not None and last > len(layers):
-        raise ConfigError(
-            f"lora_layers is {last}, but {type(model).__name__} has {len(layers)} layers; lower "
-            "it, or leave it out for adapters in all of them"
-        )
-
-    return LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=config.lora_target_modules,
-        # peft's layers_to_transform refuses "all-linear"
-        exclude_modules=None if last is None else _first_layers(name, len(layers) - last),
-        task_type=task,
-        modules_to_save=["score"] if task == "SEQ_CLS" else None,
-    )
-
-
-def _first_layers(name: str, count: int) -> str | None:
-    """A pattern of the modules in the first ``count`` layers; None: there are no such."""
-    numbers = "|".join(map(str, range(count)))
-    return rf"(.*\.)?{name}\.({numbers})\..*" if count else None
 
 
 # ---------------------------------------------------------------- reward model

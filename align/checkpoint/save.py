@@ -1,7 +1,7 @@
 """Write so that a kill at any moment leaves a complete folder or none.
 
 A folder is complete when it holds ``manifest.json`` and every file that it names has its size and
-hash. A run is finished when its output directory holds ``lineage.json``, which is moved there last.
+hash.
 """
 
 import contextlib
@@ -13,19 +13,16 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from align.errors import FULL, CheckpointError, ConfigError, RunError
+from align.errors import FULL, CheckpointError, RunError
 from align.guards import resume_command
 
 MANIFEST = "manifest.json"
-MARKER = "run.json"
 LINEAGE = "lineage.json"
 TORCH = {".pt", ".pth", ".bin"}  # what torch.save writes
 OLD, TMP = ".old", ".tmp"
-STAGING = "final.tmp"
 CONTROL = {"resume", "overwrite", "output_dir", "logging_steps", "save_steps", "report_to"}
 CONTROL |= {"reward_timeout", "reward_retries", "vllm_url", "vllm_timeout"}
 """Fields that change nothing of what is learnt."""
@@ -53,7 +50,7 @@ def atomic_dir(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
         os.replace(target, old)
     os.replace(tmp, target)
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -66,7 +63,7 @@ def write_manifest(folder: Path) -> None:
     """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     for file in files:
-        _sync(file)
+        sync(file)
         if file.suffix in TORCH and not zipfile.is_zipfile(file):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
     entries = {
@@ -74,7 +71,7 @@ def write_manifest(folder: Path) -> None:
         for p in files
     }
     write_json(folder / MANIFEST, {"files": entries})
-    _sync(folder)
+    sync(folder)
 
 
 def is_complete(folder: Path) -> bool:
@@ -95,10 +92,10 @@ def newest_complete(folder: str | Path, prefix: str = "checkpoint-") -> Path | N
 
     A kill while `atomic_dir` replaced a folder leaves the former one as ``<prefix><number>.old``.
     """
-    return next((path for path in _numbered(folder, prefix) if is_complete(path)), None)
+    return next((path for path in numbered(folder, prefix) if is_complete(path)), None)
 
 
-def _numbered(folder: str | Path, prefix: str) -> list[Path]:
+def numbered(folder: str | Path, prefix: str) -> list[Path]:
     """Folders ``<prefix><number>`` and ``<prefix><number>.old``, the newest first."""
     names = {p: p.name.removeprefix(prefix) for p in Path(folder).glob(f"{prefix}*")}
     steps = {p: int(n.removesuffix(OLD)) for p, n in names.items() if n.removesuffix(OLD).isdigit()}
@@ -160,7 +157,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -168,53 +166,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-# ---------------------------------------------------------------- an output directory
-
-
-class OutputState(NamedTuple):
-    """What an output directory holds."""
-
-    state: Literal["empty", "finished", "interrupted", "foreign"]
-    stage: str | None = None
-    step: int | None = None
-    """Of the newest complete checkpoint of an interrupted run."""
-    differs: tuple[str, ...] = ()
-    """Fields that had another value when the run was started, as ``name: then -> now``."""
-
-
-def output_state(folder: Path, config: Any = None) -> OutputState:
-    """What is in an output directory: nothing, a run of align, or something else."""
-    begun = MARKER + TMP  # all that a kill at the very start leaves
-    if not folder.is_dir() or all(path.name == begun for path in folder.iterdir()):
-        return OutputState("empty")
-    for name, state in ((LINEAGE, "finished"), (MARKER, "interrupted")):
-        values = _read(folder / name)
-        if values is None:
-            continue
-        newest = newest_complete(folder)
-        return OutputState(
-            state,  # type: ignore[arg-type]
-            values.get("stage"),
-            int(newest.name.rpartition("-")[2].removesuffix(OLD)) if newest else None,
-            _differences(values.get("config") or {}, config),
-        )
-    return OutputState("foreign")
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _differences(then: dict[str, Any], config: Any) -> tuple[str, ...]:
-    now = {} if config is None else portable(asdict(config), Path(config.output_dir))
-    return tuple(
-        f"{name}: {then[name]!r} -> {value!r}"
-        for name, value in now.items()
-        if name not in CONTROL and name in then and then[name] != value
-    )
+# ---------------------------------------------------------------- paths
 
 
 def portable(value: Any, home: Path) -> Any:
@@ -242,111 +194,7 @@ def located(value: Any, home: Path) -> Any:
     return value
 
 
-def begin_run(config: Any) -> Path | None:
-    """Make the output directory ready; return the checkpoint to resume from, if there is one.
-
-    Checkpoints that were not written to their end are removed, so that nothing can mix with them.
-    Only rank 0 calls this, the others wait.
-
-    Raises:
-        ConfigError: the directory holds something else than a run.
-        CheckpointError: its only checkpoint was damaged after it had been written.
-    """
-    folder = Path(config.output_dir)
-    found = output_state(folder, config)
-    if found.state == "foreign":
-        raise ConfigError(
-            f"{folder} holds files that are no run of align; give another --output_dir"
-        )
-    if found.state != "empty" and not config.resume:
-        if not config.overwrite:
-            raise ConfigError(in_use(folder, found))
-        _empty(folder)
-    newest = resumable(folder).newest if config.resume else None
-    folder.mkdir(parents=True, exist_ok=True)
-    values = portable(asdict(config), folder)
-    write_json(folder / MARKER, {"stage": config.stage, "config": values})
-    for path in folder.glob("checkpoint-*"):
-        if newest is None or (path != newest and not is_complete(path)):
-            shutil.rmtree(path)
-    return newest
-
-
-class Resumable(NamedTuple):
-    """What a run can go on from."""
-
-    newest: Path | None
-    """None: nothing was saved yet."""
-    damaged: Path | None
-    """A newer one that was written to its end and changed since."""
-
-
-def resumable(folder: Path) -> Resumable:
-    """The checkpoint to go on from.
-
-    Raises:
-        CheckpointError: there is but one, and it is damaged.
-    """
-    broken = None
-    for path in _numbered(folder, "checkpoint-"):
-        if is_complete(path):
-            return Resumable(path, broken)
-        broken = broken or (path if (path / MANIFEST).is_file() else None)
-    if broken:
-        raise CheckpointError(
-            f"{broken} is damaged: a file is missing or not the one that its {MANIFEST} names; "
-            "bring it back from a copy, or start again with --overwrite"
-        )
-    return Resumable(None, None)
-
-
-def _empty(folder: Path) -> None:
-    """Delete a run; a kill on the way leaves a folder that still is one."""
-    write_json(folder / MARKER, {"stage": "(half deleted)"})
-    for path in sorted(folder.iterdir(), key=lambda p: p.name != LINEAGE):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != MARKER:
-            path.unlink()
-
-
-def in_use(folder: Path, found: OutputState) -> str:
-    """One line: what an output directory holds and what to do."""
-    where = f" (saved at step {found.step})" if found.state == "interrupted" and found.step else ""
-    article = "an" if found.state == "interrupted" else "a"
-    return (
-        f"{folder} holds {article} {found.state} run of {found.stage}{where}; "
-        "give --resume, --overwrite, or another --output_dir"
-    )
-
-
-@contextlib.contextmanager
-def finish_run(folder: Path) -> Iterator[Path]:
-    """A folder to write the final files into; at the end they move up, lineage.json last.
-
-    Then the intermediate checkpoints go.
-    """
-    staging = folder / STAGING
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    yield staging
-    files = sorted(staging.iterdir(), key=lambda p: p.name == LINEAGE)
-    for file in files:
-        if file.is_file():
-            _sync(file)
-    for file in files:
-        if (folder / file.name).is_dir():
-            shutil.rmtree(folder / file.name)
-        os.replace(file, folder / file.name)
-    _sync(folder)
-    tidy(folder)
-
-
-def tidy(folder: Path) -> None:
-    """Remove what a finished run needs no more; again, where a kill came before the end of it."""
-    for path in (folder / STAGING, *folder.glob("checkpoint-*")):
-        shutil.rmtree(path, ignore_errors=True)
-    (folder / MARKER).unlink(missing_ok=True)
+# ---------------------------------------------------------------- a model
 
 
 def write_model(folder: Path, model: Any, tokenizer: Any, state: Any = None) -> None:

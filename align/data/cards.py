@@ -20,7 +20,7 @@ from align.data.readers import FORMATS, format_of
 from align.data.records import Kind
 from align.data.transforms import TRANSFORMS
 from align.errors import DataError
-from align.parsing import strict_yaml
+from align.strict_yaml import strict_yaml
 
 NOT_PINNED = "not pinned"
 

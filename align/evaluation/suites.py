@@ -18,7 +18,7 @@ from align import paths
 from align.errors import AlignError, DataError, EvalError
 from align.evaluation import task_checks
 from align.evaluation.start import import_on_use
-from align.parsing import strict_yaml
+from align.strict_yaml import strict_yaml
 
 World = Literal["quickstart", "published"]
 _NAME = re.compile(r"^(?:task|group):[ \t]*([\w.:-]+)[ \t]*$", re.MULTILINE)

@@ -101,6 +101,7 @@ def build_networks(
 
     Raises:
         CheckpointError: value_model can't read the policy's tokens.
+        ConfigError: a name in lora_target_modules stands for no linear layer.
     """
     if not config.use_peft:
         return assemble(lm, value_source(config, lm, tokenizer), seed=config.seed)

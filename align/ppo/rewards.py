@@ -45,7 +45,8 @@ class Rewards:
         """Scores of completions, on the CPU.
 
         Raises:
-            RunError: a scorer raised, hung, or returned something else than finite numbers.
+            RunError: a scorer raised, hung, or returned something else than finite numbers, or
+                their weighted sum is none.
         """
         parts = {
             name: checked(name, scorer(records, completions, ended), completions)
@@ -54,6 +55,11 @@ class Rewards:
         total = torch.zeros(len(completions))
         for name, (weight, _) in self.scorers.items():
             total += weight * parts[name]
+        if not total.isfinite().all():
+            raise RunError(
+                f"the weighted sum of {', '.join(parts)} is too large for float32; lower the "
+                "weights or the scores"
+            )
         return Scores(total, parts)
 
 

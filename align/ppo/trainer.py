@@ -12,7 +12,7 @@ mini-batch to the networks in *micro-batches* of ``per_device_train_batch_size``
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -152,12 +152,16 @@ class PPOTrainer:
 
     # ------------------------------------------------------------ the run
 
-    def train(self) -> None:
+    def train(self, data: Sequence[Mapping[str, Any]] = ()) -> None:
         """Run all rollouts.
 
         With ``config.resume`` it goes on from the newest complete checkpoint.
 
+        Args:
+            data: what lineage.json will say of the data
+
         Raises:
+            ConfigError: the run to resume started from other weights or data.
             Interrupted: after Ctrl-C or SIGTERM, once the run is saved.
             RunError: losses are no numbers several times in a row, or a reward failed.
         """
@@ -167,7 +171,7 @@ class PPOTrainer:
                 checkpoint.try_saving(networks.policy, self.tokenizer)
             self.interrupts.install()
             try:
-                self._begin()
+                self._begin(data)
                 while self.progress.rollout < self.rollouts and not self.progress.stopped:
                     self._one_rollout()
                 check_steps(self.progress)
@@ -177,9 +181,16 @@ class PPOTrainer:
                 if self.accelerator.is_main_process:
                     vllm.forget_weights(self.output_dir / vllm.FOLDER)
 
-    def _begin(self) -> None:
+    def _begin(self, data: Sequence[Mapping[str, Any]]) -> None:
         """From nothing, or from where a checkpoint stands."""
-        newest = checkpoint.begin_run(self.config) if self.accelerator.is_main_process else None
+
+        def begin() -> Path | None:
+            if not self.accelerator.is_main_process:
+                return None
+            inputs = checkpoint.inputs(self.config, data, self.tokenizer)
+            return checkpoint.begin_run(self.config, inputs)
+
+        newest = self.group.together(begin)
         (newest,) = broadcast_object_list([newest])
         if newest is not None:
             self._restore(newest)

@@ -41,7 +41,10 @@ class Watch:
         """
         if self.accelerator.log_with:  # not before: they write into output_dir
             with redirect_stdout(sys.stderr):  # trackio talks
-                self.accelerator.init_trackers("align-ppo", config=self.config)
+                home = os.environ.get("WANDB_DIR") or str(self.metrics_file.parent)
+                self.accelerator.init_trackers(
+                    "align-ppo", config=self.config, init_kwargs={"wandb": {"dir": home}}
+                )
         if not self.main:
             return
         for file in (self.metrics_file, self.samples_file):

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 
 from align import checkpoint
 from align.config import RewardStage
-from align.errors import CheckpointError, ConfigError
+from align.errors import CheckpointError, ConfigError, RunError
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "ppo.py"
@@ -102,10 +103,11 @@ def test_two_runs_are_the_same_to_the_bit(finished, world, monkeypatch):
 
 def test_the_value_model_starts_as_the_reward_model(world):
     from align.config import PPOStage
-    from align.parsing import build, read_yaml
+    from align.parsing import build
     from align.ppo import build_networks
     from align.ppo.models import Sequences
     from align.scoring import RewardScorer
+    from align.strict_yaml import read_yaml
 
     values = {**read_yaml(world / "ppo.yaml"), "output_dir": "x"}
     config = build(PPOStage, values, "test")
@@ -266,6 +268,34 @@ def test_a_reward_that_fails_on_one_of_two_processes_is_still_named(world, tmp_p
     assert len(said) == 1 and "rules.py:odd raised AssertionError: not here" in said[0], err
 
 
+def test_another_reward_model_underneath_is_not_mixed_in(world, monkeypatch, tmp_path):
+    """Resumed after its reward model changed a run is refused; with the old one it goes on."""
+    shutil.copytree(world / "reward", tmp_path / "reward")
+    flags = ["--reward_model", str(tmp_path / "reward")]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "finish_run", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(patch, world, tmp_path / "out", *flags)
+    assert checkpoint.newest_complete(tmp_path / "out") is not None
+    tiny.edit_json(tmp_path / "reward/config.json", score_offset=3.0)
+    with pytest.raises(ConfigError, match=r"out can't be resumed: reward_model .* changed since"):
+        run(monkeypatch, world, tmp_path / "out", *flags, "--resume")
+    shutil.copyfile(world / "reward/config.json", tmp_path / "reward/config.json")
+    run(monkeypatch, world, tmp_path / "out", *flags, "--resume")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--vf_coef", "1e9", "--value_learning_rate", "1", "--weight_decay", "1e9"],
+        ["--kl_coef", "1e9", "--learning_rate", "1", "--weight_decay", "1e9"],
+        ["--temperature", "1e-300"],
+    ],
+)
+def test_weights_that_overflow_end_a_run_in_words(world, monkeypatch, tmp_path, flags):
+    with pytest.raises(RunError, match=r"no (finite )?numbers? .*lower learning_rate"):
+        run(monkeypatch, world, tmp_path / "out", *flags)
+
+
 def test_a_rule_alone_is_enough(world, monkeypatch, tmp_path):
     (tmp_path / "rules.py").write_text(
         "def short(prompts, completions, records):\n"
@@ -297,6 +327,12 @@ def test_a_rule_alone_is_enough(world, monkeypatch, tmp_path):
         (["--gold_functions", "{no.such:f: 1.0}"], ConfigError, "can't import no.such"),
         (["--reward_functions", "{no.such:f: 1.0}"], ConfigError, "can't import no.such"),
         (["--reward_functions", "{math:nothing: 1.0}"], ConfigError, "has no function nothing"),
+        (["--value_learning_rate", "1e38"], ConfigError, "value_learning_rate is 1e.38; it must"),
+        (
+            ["--use_peft", "--lora_target_modules", "[q_porj]"],
+            ConfigError,
+            "names q_porj, .*q_proj",
+        ),
     ],
 )
 def test_user_errors_come_before_the_weights(world, monkeypatch, tmp_path, flags, kind, message):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from align import checkpoint, paths
-from align.parsing import read_yaml
+from align.strict_yaml import read_yaml
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import tiny
 import torch
 
 from align import checkpoint, reward
-from align.errors import CheckpointError, DataError
+from align.errors import CheckpointError, ConfigError, DataError
 from align.scoring import RewardScorer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +99,12 @@ def test_resumed_gives_the_same_bits(finished, world, monkeypatch):
 
     newest = checkpoint.newest_complete(world / "killed")
     shutil.rmtree(newest)  # as if killed in the middle of training
+    parent = world / "sft" / "config.json"
+    before = parent.read_text()
+    tiny.edit_json(parent, rope_theta=500.0)
+    with pytest.raises(ConfigError, match=r"killed can't be resumed: model_name_or_path .*changed"):
+        run(monkeypatch, world, world / "killed", "--resume")
+    parent.write_text(before)
     run(monkeypatch, world, world / "killed", "--resume")
     assert checkpoint.weights_sha256(world / "killed") == checkpoint.weights_sha256(finished)
     assert report(world / "killed") == report(finished)
@@ -163,6 +169,12 @@ def test_both_sides_end_with_eos_and_long_pairs_are_counted():
     )
     assert (len(rows), kept, overlong) == (3, [0, 1, 2], 1)
     assert all(ids[-1] == tokenizer.eos_token_id for row in rows for ids in row.values())
+
+
+def test_a_misspelled_layer_is_a_line(world, monkeypatch):
+    with pytest.raises(ConfigError, match=r"names q_porj, .*did you mean q_proj\?"):
+        run(monkeypatch, world, world / "typo", "--use_peft", "--lora_target_modules", "[q_porj]")
+    assert not (world / "typo").exists()
 
 
 def test_nothing_fits(world, monkeypatch):

@@ -366,3 +366,32 @@ def test_the_prompts_tokens_are_those_of_generation():
     assert row["input_ids"][: len(before)] == before
     assert row["labels"][: len(before)] == [-100] * len(before)
     assert tokenizer.decode(row["input_ids"]) == "how many apples<eos>"
+
+
+def test_other_data_underneath_are_not_mixed_in(world, monkeypatch):
+    """A run that is resumed after its records changed; with the old ones it goes on."""
+    from align.errors import ConfigError
+
+    def die(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    out, file = world / "mixed", world / "sums.jsonl"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        from align import training
+
+        patch.setattr(training, "finish_run", die)
+        run(patch, world, out)
+    before = file.read_text()
+    file.write_text("".join(before.splitlines(keepends=True)[:-5]))
+    with pytest.raises(ConfigError, match=r"mixed can't be resumed: data .*sums.jsonl changed"):
+        run(monkeypatch, world, out, "--resume")
+    file.write_text(before)
+    run(monkeypatch, world, out, "--resume")
+
+
+def test_a_misspelled_layer_is_a_line(world, monkeypatch):
+    from align.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"names q_porj, .*did you mean q_proj\?"):
+        run(monkeypatch, world, world / "typo", "--use_peft", "--lora_target_modules", "[q_porj]")
+    assert not (world / "typo").exists()

@@ -12,6 +12,7 @@ import tiny
 import torch
 
 from align import checkpoint
+from align.checkpoint import output
 from align.checkpoint.save import located, portable
 from align.config import SFTStage
 from align.errors import CheckpointError, ConfigError, RunError
@@ -331,7 +332,7 @@ def test_a_kill_while_a_run_is_finished_is_mended(tmp_path):
 
     for event in at_every_event(folder, prepare, finish):
         if checkpoint.output_state(folder).state == "finished":
-            checkpoint.save.tidy(folder)
+            output.tidy(folder)
         else:
             assert checkpoint.newest_complete(folder) is not None, event
             finish()
@@ -347,6 +348,6 @@ def test_a_damaged_checkpoint_is_never_taken_for_no_checkpoint(tmp_path):
     assert (tmp_path / "checkpoint-5").is_dir()
     with checkpoint.atomic_dir(tmp_path / "checkpoint-4") as older:
         fill(older)
-    found = checkpoint.save.resumable(tmp_path)
+    found = output.resumable(tmp_path)
     assert [p.name for p in found] == ["checkpoint-4", "checkpoint-5"]
     assert checkpoint.begin_run(config(tmp_path, resume=True)).name == "checkpoint-4"

@@ -10,7 +10,7 @@ from align import paths
 from align.data.cards import card_names, read_card
 from align.evaluation import suites
 from align.evaluation.run import evaluate
-from align.parsing import strict_yaml
+from align.strict_yaml import strict_yaml
 
 TEXT = (paths.EVALS / "README.md").read_text("utf-8")
 ROW = re.compile(r"^\| `(\w+)` \| `(\w+)` \| (↑|↓|ideal [\d.]+) \|", re.MULTILINE)

@@ -4,7 +4,7 @@ import pytest
 
 from align import paths
 from align.evaluation import suites
-from align.parsing import strict_yaml
+from align.strict_yaml import strict_yaml
 
 TASKS = sorted(suites.task_files().items())
 SUITES = sorted((paths.EVALS / "suites").glob("*.yaml"))

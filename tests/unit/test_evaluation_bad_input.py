@@ -11,7 +11,7 @@ from test_evaluation_run import TASK, docs, own_task
 from align import cli, paths
 from align.errors import run_main
 from align.evaluation import suites
-from align.parsing import strict_yaml
+from align.strict_yaml import strict_yaml
 
 UNKNOWN_KIND = b'{"model_type": "no-such-kind", "architectures": ["OddForCausalLM"]}'
 

@@ -16,9 +16,9 @@ from align.parsing import (
     load_recipe,
     overrides,
     parse,
-    read_yaml,
     to_yaml,
 )
+from align.strict_yaml import read_yaml
 
 MINIMAL = {
     "model_name_or_path": "m",

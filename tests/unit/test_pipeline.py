@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from align import pipeline
+from align import pipeline, step_keys
 from align.errors import ConfigError, RunError
 
 
@@ -38,8 +38,8 @@ def marks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
         return (path / "weights").read_text() if (path / "weights").exists() else name
 
     monkeypatch.setattr(pipeline, "_carry_out", carry_out)
-    monkeypatch.setattr(pipeline, "_checkpoint_key", key)
-    monkeypatch.setattr(pipeline, "_card_key", lambda name: name)
+    monkeypatch.setattr(step_keys, "_checkpoint_key", key)
+    monkeypatch.setattr(step_keys, "_card_key", lambda name: name)
     monkeypatch.setattr(pipeline, "_look", lambda *_, **__: None)  # marks are no checkpoints
     return done
 
@@ -78,7 +78,7 @@ def test_a_changed_parent_does_its_children_again(run: pipeline.Run, marks: list
 def test_logging_and_saving_do_not_decide_what_comes_out(run: pipeline.Run) -> None:
     other = replace(run.stages["sft"], save_steps=7, logging_steps=1, report_to=["tensorboard"])
     changed = replace(run, stages={**run.stages, "sft": other})
-    assert pipeline.step_key(run, "sft") == pipeline.step_key(changed, "sft")
+    assert step_keys.step_key(run, "sft") == pipeline.step_key(changed, "sft")
 
 
 def test_an_interrupted_step_is_continued(run: pipeline.Run, marks: list[Any]) -> None:
@@ -135,8 +135,8 @@ def test_every_card_of_a_stage_decides_what_comes_out(
     run: pipeline.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys: dict[str, str] = {}
-    monkeypatch.setattr(pipeline, "_checkpoint_key", lambda name: name)
-    monkeypatch.setattr(pipeline, "_card_key", lambda name: keys.get(name, name))
-    before = pipeline.step_key(run, "ppo")
+    monkeypatch.setattr(step_keys, "_checkpoint_key", lambda name: name)
+    monkeypatch.setattr(step_keys, "_card_key", lambda name: keys.get(name, name))
+    before = step_keys.step_key(run, "ppo")
     keys["quickstart_capabilities"] = "other rows"  # what PPO-ptx learns from
-    assert pipeline.step_key(run, "ppo") != before
+    assert step_keys.step_key(run, "ppo") != before

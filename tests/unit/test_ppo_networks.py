@@ -221,34 +221,49 @@ import torch
 from safetensors.torch import save_file
 import ppo_tiny
 
-out, rows, lora = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True"
-settings = ppo_tiny.config(
-    out.with_suffix(""), per_device_train_batch_size=rows, num_ppo_epochs=1, total_episodes=16,
-    use_peft=lora, eval_steps=0,
-)
-trainer = ppo_tiny.trainer(settings, eval_records=[])
-def keep(parameters, limit):
-    inner = trainer.accelerator.unwrap_model(trainer.networks)
-    if trainer.accelerator.is_main_process:
-        save_file({n: p.grad.clone() for n, p in inner.named_parameters() if p.requires_grad}, out)
-    return torch.tensor(1.0)
-trainer.accelerator.clip_grad_norm_ = keep
-trainer.train()
+def gradients(out, rows, lora):
+    settings = ppo_tiny.config(
+        out.with_suffix(""), per_device_train_batch_size=rows, num_ppo_epochs=1, total_episodes=16,
+        use_peft=lora, eval_steps=0,
+    )
+    trainer = ppo_tiny.trainer(settings, eval_records=[])
+    def keep(parameters, limit):
+        inner = trainer.accelerator.unwrap_model(trainer.networks)
+        if trainer.accelerator.is_main_process:
+            found = {n: p.grad.clone() for n, p in inner.named_parameters() if p.requires_grad}
+            save_file(found, out)
+        return torch.tensor(1.0)
+    trainer.accelerator.clip_grad_norm_ = keep
+    trainer.train()
+
+if __name__ == "__main__":
+    for lora in (False, True):
+        gradients(Path(sys.argv[1]) / f"2x8-{lora}.grads", 8, lora)
 """
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory) -> Path:
+    """Gradients of full training and of LoRA, in one launch."""
+    folder, tests = tmp_path_factory.mktemp("gradients"), Path(__file__).parents[1]
+    (folder / "program.py").write_text(PROGRAM)
+    env = {**os.environ, "PYTHONPATH": f"{tests.parent}:{tests}", "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--standalone", str(folder / "program.py"), str(folder)]
+    subprocess.run(launch, env=env, check=True, timeout=120, stderr=subprocess.DEVNULL)
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
-def test_two_processes_with_8_rows_have_the_gradient_of_one_with_16(tmp_path, lora):
-    tests = Path(__file__).parents[1]
-    (tmp_path / "program.py").write_text(PROGRAM)
-    env = {**os.environ, "PYTHONPATH": f"{tests.parent}:{tests}", "OMP_NUM_THREADS": "1"}
-    for processes, rows in ((1, 16), (2, 8)):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node"]
-        launch += [str(processes), "--standalone", str(tmp_path / "program.py")]
-        launch += [str(tmp_path / f"{processes}x{rows}.grads"), str(rows), str(lora)]
-        subprocess.run(launch, env=env, check=True, timeout=120, stderr=subprocess.DEVNULL)
-    one, two = (load_file(tmp_path / f"{name}.grads") for name in ("1x16", "2x8"))
+def test_two_processes_with_8_rows_have_the_gradient_of_one_with_16(
+    of_two_processes, tmp_path, lora
+):
+    alone = {"__name__": "program"}
+    exec(PROGRAM, alone)
+    alone["gradients"](tmp_path / "1x16.grads", 16, lora)
+    one = load_file(tmp_path / "1x16.grads")
+    two = load_file(of_two_processes / f"2x8-{lora}.grads")
     assert one.keys() == two.keys() and any(g.abs().max() > 1e-3 for g in one.values())
     for name, gradient in one.items():
         torch.testing.assert_close(two[name], gradient, atol=1e-6, rtol=1e-5)

@@ -342,7 +342,7 @@ def test_a_server_that_dies_in_the_middle_leaves_a_checkpoint_to_go_on_from(tmp_
     assert checkpoint.newest_complete(tmp_path).name == "checkpoint-1"
     with servers.serve(servers.TinyVLLM(ppo_tiny.llama())) as seen:  # elsewhere
         settings = via_server(tmp_path, seen.url, save_steps=1, resume=True)
-        assert checkpoint.save.output_state(tmp_path, settings).differs == ()
+        assert checkpoint.output_state(tmp_path, settings).differs == ()
         resumed = ppo_tiny.trainer(settings)
         resumed.train()
     assert resumed.progress.rollout == 2

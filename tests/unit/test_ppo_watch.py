@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import math
+import os
 import sys
+from types import SimpleNamespace
 from typing import get_args
 
 import ppo_tiny
@@ -14,6 +16,8 @@ from align.config import PPOStage, StageConfig
 from align.errors import ConfigError
 from align.ppo.build import build_gold
 from align.ppo.rewards import Rewards, checked
+from align.ppo.watch import Watch
+from align.training import trackers_in
 
 TRACKERS = ("wandb", "trackio", "tensorboard")
 
@@ -71,6 +75,25 @@ def test_a_tracked_run_is_resumed_and_overwritten_as_any_other(tmp_path, flag):
     trainer = ppo_tiny.trainer(again)
     trainer.train()
     assert trainer.progress.rollout == 2
+
+
+@pytest.mark.parametrize("chosen", [None, "elsewhere"])
+def test_wandb_writes_below_the_runs_folder_unless_it_is_told_where(tmp_path, monkeypatch, chosen):
+    """Its own default is ./wandb in whatever folder one stands in."""
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    if chosen:
+        monkeypatch.setenv("WANDB_DIR", chosen)
+    seen = []
+    told = SimpleNamespace(
+        is_main_process=False,
+        log_with=["wandb"],
+        init_trackers=lambda name, config, init_kwargs: seen.append(init_kwargs),
+    )
+    Watch(told, tmp_path, 1, {}).start(0, {})
+    assert seen == [{"wandb": {"dir": chosen or str(tmp_path)}}]
+    with trackers_in(str(tmp_path)):  # what SFT and the reward model go by
+        assert os.environ["WANDB_DIR"] == (chosen or str(tmp_path))
+    assert os.environ.get("WANDB_DIR") == chosen
 
 
 @pytest.mark.parametrize("tracker", TRACKERS)

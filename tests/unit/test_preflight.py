@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from align import checkpoint, preflight
+from align import checkpoint, preflight, room
 from align.config import PPOStage, RewardStage, SFTStage
 from align.errors import CheckpointError, ConfigError, DataError
 
@@ -253,33 +253,33 @@ def test_a_run_in_the_output_folder(world):
 
 def test_a_full_disk(world, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(10, 9, 100_000))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage(10, 9, 100_000))
     with pytest.raises(ConfigError, match="98 KiB free and three checkpoints of sft need 1012 KiB"):
         preflight.preflight(config(world))
 
 
 def test_too_little_memory(world, monkeypatch):
-    monkeypatch.setattr(preflight, "free_memory", lambda: (1000, "GPU"))
+    monkeypatch.setattr(room, "free_memory", lambda: (1000, "GPU"))
     with pytest.raises(ConfigError, match="of GPU memory are free; use --use_peft true"):
         preflight.preflight(config(world))
 
 
 def test_the_estimate_counts_what_is_trained(world):
     info = checkpoint.inspect_checkpoint(world / "base")
-    full, lora = (preflight.estimate(config(world, use_peft=p), info) for p in (False, True))
+    full, lora = (room.estimate(config(world, use_peft=p), info) for p in (False, True))
     assert full.state == 16 * info.parameters and full.checkpoint == 12 * info.parameters
     assert lora.state < full.state and lora.checkpoint < full.checkpoint
-    light = preflight.estimate(config(world, gradient_checkpointing=True), info)
+    light = room.estimate(config(world, gradient_checkpointing=True), info)
     assert light.activations * info.layers == full.activations
 
 
 def test_the_estimate_of_ppo_counts_both_networks_that_learn(world):
     info = checkpoint.inspect_checkpoint(world / "base")
     rule = {"reward_functions": {"x:y": 1.0}, "total_episodes": 1, "max_completion_length": 8}
-    full = preflight.estimate(config(world, PPOStage, **rule), info)
+    full = room.estimate(config(world, PPOStage, **rule), info)
     assert full.checkpoint == 2 * 12 * info.parameters
     assert full.state == (3 * 4 + 2 * 12) * info.parameters
-    kept = preflight.estimate(config(world, PPOStage, ema_decay=0.9, kl_budget=9.0, **rule), info)
+    kept = room.estimate(config(world, PPOStage, ema_decay=0.9, kl_budget=9.0, **rule), info)
     assert kept.checkpoint == full.checkpoint + 2 * 4 * info.parameters
 
 
