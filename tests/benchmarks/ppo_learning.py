@@ -14,11 +14,11 @@ prints value, ci95, n and seeds: items are paired, their scores averaged over se
 several tasks ask counts as one cluster. What is in --work already is not done again.
 
 For trl, policies that are kept along both runs make a curve each, in every seed (see
-learning/frontier.py). The curves are compared at the largest KL that both reach in that seed, which
-is about where the runs end, and at half of it, which is on the way: a claim for each, stated
-beforehand. Nothing but trained policies is measured. The interval is over seeds and prompts, for
-two trainers are compared, not two runs: give six seeds or more (--part trl --seeds 0 1 2 3 4 5). A
-claim holds unless the whole interval is below 0; mde80 says how large a loss that may miss.
+learning/frontier.py). The curves are compared at their ends, which the same KL penalty makes; at
+the largest KL that both reach in that seed; and at half of it, on the way. Nothing but trained
+policies is measured. The interval is over seeds and prompts, for two trainers are compared, not two
+runs: give six seeds or more (--part trl --seeds 0 1 2 3 4 5). A claim holds unless the whole
+interval is below 0; mde80 says how large a loss that may miss.
 """
 
 import argparse
@@ -33,7 +33,15 @@ from statistics import mean, median
 from typing import Any, NamedTuple
 
 import numpy as np
-from learning.frontier import MEASURES, Pair, compare, over_seeds_and_prompts, rises
+from learning.frontier import (
+    KL_COEF,
+    MEASURES,
+    Pair,
+    at_end,
+    at_equal_kl,
+    over_seeds_and_prompts,
+    rises,
+)
 from learning.judge import Judge
 from learning.trl_run import train as train_trl
 from ppo_vs_trl import peer_python
@@ -306,11 +314,10 @@ def average(plan: Plan) -> list[dict[str, Any]]:
     return [claim("average", text, found, plan, holds, ratios, ours, peer, "tax suite, α = 0.5")]
 
 
-# Both sides: raw scores, whose spread is about 5, so the KL coefficient is that much larger than in
-# the recipe; TRL has neither a budget, nor scores that are normalised, nor PPO-ptx.
+# Both sides: TRL has neither a budget, nor scores that are normalised, nor PPO-ptx.
 SAME = {
     **NO_PTX,
-    "kl_coef": 0.25,
+    "kl_coef": KL_COEF,
     "kl_budget": "null",
     "normalize_scores": "false",
     "missing_eos_penalty": 5.0,
@@ -327,7 +334,7 @@ def trl(plan: Plan) -> list[dict[str, Any]]:
     python = peer_python(plan.env)
     judge = Judge(plan.run / "sft", plan.run / "reward", prompts=32 if plan.quick else 400)
     start = judge(plan.run / "sft")
-    settings = {**SAME, "save_steps": 1 if plan.quick else 2, "program": KEEPING}
+    settings = {**SAME, "save_steps": 1 if plan.quick else 4, "program": KEEPING}
     pairs = []
     for seed in plan.seeds:
         mine = ppo(plan, "ours", seed, **settings)
@@ -336,7 +343,20 @@ def trl(plan: Plan) -> list[dict[str, Any]]:
         say(f"trl, seed {seed}: {json.dumps(rises(pairs[-1]))}")
     return [
         risen(plan, pairs),
-        *(compared(plan, pairs, name, share) for name in MEASURES for share in SHARES),
+        *(
+            compared(plan, f"{name}_end", f"{name} at the end of the runs", at_end(pairs, name))
+            for name in ("objective", "gold")
+        ),
+        *(
+            compared(
+                plan,
+                f"{name}_{share:g}",
+                f"{name} at {share:g} of the largest KL that both reach",
+                at_equal_kl(pairs, name, share),
+            )
+            for name in MEASURES
+            for share in SHARES
+        ),
     ]
 
 
@@ -356,14 +376,12 @@ def risen(plan: Plan, pairs: Sequence[Pair]) -> dict[str, Any]:
     return claim("trl_rise", text, found, plan, holds, ratios, ours, peer, SETTING)
 
 
-def compared(plan: Plan, pairs: Sequence[Pair], name: str, share: float) -> dict[str, Any]:
-    """Ours against TRL's on one measure, at a share of the largest KL that both reach."""
-    found = compare(pairs, name, share)
+def compared(plan: Plan, name: str, what: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The claim that ours is not worse than TRL's beyond chance."""
     ours, peer = ([one[who] for one in found["per_seed"]] for who in Pair._fields)
     ratios = [a / (b or 1e-9) for a, b in zip(ours, peer, strict=True)]
-    holds = found["ci95"][1] >= 0  # not worse beyond chance
-    text = f"held-out {name} at {share:g} of the largest KL that both reach, ours minus trl 1.12.0"
-    return claim(f"trl_{name}_{share:g}", text, found, plan, holds, ratios, ours, peer, SETTING)
+    text, holds = f"held-out {what}, ours minus trl 1.12.0", found["ci95"][1] >= 0
+    return claim(f"trl_{name}", text, found, plan, holds, ratios, ours, peer, SETTING)
 
 
 PARTS: dict[str, Callable[[Plan], list[dict[str, Any]]]] = {
@@ -396,8 +414,9 @@ def main() -> None:
         found = [row for part in options.part or PARTS for row in PARTS[part](plan)]
     for row in found:
         low, high = row["ci95"]
+        power = f" mde80={row['mde80']:.3f}" if "mde80" in row else ""
         print(
-            f"{row['name']}: {row['value']:+.3f} [{low:+.3f}, {high:+.3f}] n={row['n']} seeds "
+            f"{row['name']}: {row['value']:+.3f} [{low:+.3f}, {high:+.3f}]{power} n={row['n']} seeds "
             f"{row['seeds']} {'holds' if row['holds'] else 'DOES NOT HOLD'}: {row['claim']}"
         )
         for one in row["per_seed"]:

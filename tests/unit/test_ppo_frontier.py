@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from learning.frontier import Pair, Verdict, compare, over_seeds_and_prompts, rises, within_kl
+from learning.frontier import (
+    Pair,
+    Verdict,
+    at_end,
+    at_equal_kl,
+    over_seeds_and_prompts,
+    rises,
+    within_kl,
+)
 
 
 def policy(kl: float, score: float, gold: float = 0.0) -> Verdict:
@@ -44,11 +52,16 @@ def test_prompts_stay_apart():
 
 def test_both_are_compared_where_both_have_been():
     short = [policy(0, -2, 0.2), policy(1, 3, 0.5)]
-    found = compare([Pair(RUN, short)] * 2, "score", 1.0)
-    assert found["per_seed"] == [{"kl": 1.0, "ours": 2.0, "trl": 3.0}] * 2
+    found = at_equal_kl([Pair(RUN, short)] * 2, "score", 1.0)
+    assert found["per_seed"] == [{"ours": 2.0, "trl": 3.0, "kl": 1.0}] * 2
     assert found["value"] == -1
-    half = compare([Pair(RUN, short)] * 2, "gold", 0.25)
-    assert half["per_seed"] == [{"kl": 0.25, "ours": 0.3, "trl": 0.35}] * 2
+    half = at_equal_kl([Pair(RUN, short)] * 2, "gold", 0.25)
+    assert half["per_seed"] == [{"ours": 0.3, "trl": 0.35, "kl": 0.25}] * 2
+
+
+def test_at_the_end_kl_is_paid_for():
+    found = at_end([Pair(RUN, RUN[:3])] * 2, "objective")
+    assert found["per_seed"] == [{"ours": 4.4375, "trl": 5.0}] * 2  # 5 - 2.25 / 4, 6 - 4 / 4
 
 
 def test_what_a_run_gained_is_that_of_its_last_policy():

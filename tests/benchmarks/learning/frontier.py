@@ -1,7 +1,9 @@
 """What a trainer reaches at which KL, along its whole run, and how two trainers differ there.
 
 Policies that were kept along a run, from SFT on, make a curve of score and gold measure against KL
-(2210.10760 plots these). Two curves are compared at one KL in every seed, prompt by prompt.
+(2210.10760 plots these). Two curves are compared in every seed, prompt by prompt: at one KL, and at
+their ends by the objective that both trainers maximise, score less KL_COEF times KL. Near its
+maximum a nat of KL buys KL_COEF of score, so that is their score at equal KL too, to first order.
 """
 
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from align.evaluation import stats
 
 Floats = NDArray[np.float64]
 MEASURES = ("score", "gold")
+KL_COEF = 0.25  # of both trainers: score is raw and spreads about 5, so it is larger than usual
 
 
 class Verdict(NamedTuple):
@@ -31,7 +34,9 @@ class Verdict(NamedTuple):
         return sum(self.kls) / len(self.kls)
 
     def of(self, measure: str) -> Floats:
-        """(P,) score or gold measure."""
+        """(P,) score, gold measure, or objective."""
+        if measure == "objective":
+            return np.array(self.scores) - KL_COEF * np.array(self.kls)
         return np.array({"score": self.scores, "gold": self.golds}[measure])
 
     def summary(self) -> dict[str, float]:
@@ -81,15 +86,30 @@ def rises(pair: Pair) -> dict[str, Any]:
     return found
 
 
-def compare(pairs: Sequence[Pair], measure: str, share: float) -> dict[str, Any]:
-    """Ours minus TRL's at a share of the largest KL that both reach in a seed."""
+def at_end(pairs: Sequence[Pair], measure: str) -> dict[str, Any]:
+    """Ours minus TRL's, of the policies at the end of the runs."""
+    ours, theirs = (np.array([pair[who][-1].of(measure) for pair in pairs]) for who in (0, 1))
+    return difference(ours, theirs)
+
+
+def at_equal_kl(pairs: Sequence[Pair], measure: str, share: float) -> dict[str, Any]:
+    """Ours minus TRL's, at a share of the largest KL that both reach in a seed."""
     kls = [share * min(max(verdict.kl for verdict in curve) for curve in pair) for pair in pairs]
-    ours, theirs = (
-        np.array([within_kl(curve, kl)[measure] for curve, kl in zip(curves, kls, strict=True)])
-        for curves in zip(*pairs, strict=True)
+    found = difference(
+        *(
+            np.array([within_kl(curve, kl)[measure] for curve, kl in zip(curves, kls, strict=True)])
+            for curves in zip(*pairs, strict=True)
+        )
     )
-    means = np.stack((kls, ours.mean(1), theirs.mean(1)), axis=1).round(4).tolist()
-    per_seed = [{"kl": kl, "ours": own, "trl": other} for kl, own, other in means]
+    for one, kl in zip(found["per_seed"], kls, strict=True):
+        one["kl"] = round(kl, 4)
+    return found
+
+
+def difference(ours: Floats, theirs: Floats) -> dict[str, Any]:
+    """Of (S, P) values, with its interval, and the means of each seed."""
+    means = np.stack((ours.mean(1), theirs.mean(1)), axis=1).round(4).tolist()
+    per_seed = [{"ours": own, "trl": other} for own, other in means]
     return {**over_seeds_and_prompts(ours - theirs), "per_seed": per_seed}
 
 
