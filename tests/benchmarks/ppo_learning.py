@@ -414,10 +414,10 @@ def main() -> None:
         found = [row for part in options.part or PARTS for row in PARTS[part](plan)]
     for row in found:
         low, high = row["ci95"]
-        power = f" mde80={row['mde80']:.3f}" if "mde80" in row else ""
+        power = f" mde80 {row['mde80']:.3f}" if "mde80" in row else ""
         print(
-            f"{row['name']}: {row['value']:+.3f} [{low:+.3f}, {high:+.3f}]{power} n={row['n']} seeds "
-            f"{row['seeds']} {'holds' if row['holds'] else 'DOES NOT HOLD'}: {row['claim']}"
+            f"{row['name']}: {row['value']:+.3f} [{low:+.3f}, {high:+.3f}]{power} n={row['n']} "
+            f"seeds {row['seeds']} {'holds' if row['holds'] else 'DOES NOT HOLD'}: {row['claim']}"
         )
         for one in row["per_seed"]:
             print(f"    {one}")
