@@ -91,11 +91,13 @@ def main(job: Path, out: Path) -> None:
         AutoModelForSequenceClassification,
         AutoTokenizer,
         TrainerCallback,
+        set_seed,
     )
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     given = json.loads(job.read_text("utf-8"))
     config = given["config"]
+    set_seed(config["seed"])  # of NumPy too, by which the trainer shuffles and which it never seeds
     sft, reward = config["model_name_or_path"], config["reward_model"]
     ids = Dataset.from_dict({"input_ids": given["prompts"]})
     tokenizer = AutoTokenizer.from_pretrained(sft, padding_side="left")
