@@ -7,15 +7,23 @@
     no_kl        without KL penalty, budget and PPO-ptx there is a tax; the default stays in its own
     ptx          PPO-ptx against the same run without it
     average      α = 0.5 of no_kl and SFT: what it buys back of the tax
-    trl          the same run in trl 1.12.0: score and gold measure at equal KL
+    trl          the same run in trl 1.12.0: both rise over SFT; score and gold measure at equal KL
 
 Every run starts from the SFT and reward model of --run (made first where it isn't given). A claim
 prints value, ci95, n and seeds: items are paired, their scores averaged over seeds, an item that
 several tasks ask counts as one cluster. What is in --work already is not done again.
+
+For trl, policies that are kept along both runs make a curve each, in every seed (see
+learning/frontier.py). The curves are compared at their ends, which the same KL penalty makes; at
+the largest KL that both reach in that seed; and at half of it, on the way. Nothing but trained
+policies is measured. The interval is over seeds and prompts, for two trainers are compared, not two
+runs: give six seeds or more (--part trl --seeds 0 1 2 3 4 5). A claim holds unless the whole
+interval is below 0; mde80 says how large a loss that may miss.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,6 +32,16 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
 
+import numpy as np
+from learning.frontier import (
+    KL_COEF,
+    MEASURES,
+    Pair,
+    at_end,
+    at_equal_kl,
+    over_seeds_and_prompts,
+    rises,
+)
 from learning.judge import Judge
 from learning.trl_run import train as train_trl
 from ppo_vs_trl import peer_python
@@ -59,10 +77,20 @@ def say(text: str) -> None:
 
 def call(*command: str) -> None:
     """A program of this project, its output on stderr."""
-    subprocess.run([sys.executable, *command], check=True, stdout=sys.stderr, cwd=ROOT)
+    seen = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
+    subprocess.run(
+        [sys.executable, *command],
+        check=True,
+        stdout=sys.stderr,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": seen},
+    )
 
 
-def ppo(plan: Plan, name: str, seed: int, **changes: Any) -> Path:
+RECIPE = (str(ROOT / "recipes/ppo.py"),)
+
+
+def ppo(plan: Plan, name: str, seed: int, program: Sequence[str] = RECIPE, **changes: Any) -> Path:
     """The quickstart's PPO with some fields changed."""
     out = plan.work / f"{name}-{seed}"
     if (out / "lineage.json").is_file():
@@ -80,7 +108,7 @@ def ppo(plan: Plan, name: str, seed: int, **changes: Any) -> Path:
     words = [word for key, value in fields.items() for word in (f"--{key}", str(value))]
     config = ROOT / "recipes/configs/quickstart/ppo.yaml"
     say(f"{name}, seed {seed}: {changes}")
-    call(str(ROOT / "recipes/ppo.py"), "--config", str(config), *words)
+    call(*program, "--config", str(config), *words)
     return out
 
 
@@ -286,44 +314,74 @@ def average(plan: Plan) -> list[dict[str, Any]]:
     return [claim("average", text, found, plan, holds, ratios, ours, peer, "tax suite, α = 0.5")]
 
 
-# Both sides: raw scores, whose spread is about 5, so the KL coefficient is that much larger than in
-# the recipe; TRL has neither a budget, nor scores that are normalised, nor PPO-ptx.
+# Both sides: TRL has neither a budget, nor scores that are normalised, nor PPO-ptx.
 SAME = {
     **NO_PTX,
-    "kl_coef": 0.25,
+    "kl_coef": KL_COEF,
     "kl_budget": "null",
     "normalize_scores": "false",
     "missing_eos_penalty": 5.0,
     "truncated": "score",
 }
+SETTING = f"{SAME}, same SFT and reward model, episodes, epochs, batch, learning rate"
+KEEPING = ("-m", "learning.our_run")
+KL_BUDGET = 8.0  # nats a completion, as the recipe has it
+SHARES = (1.0, 0.5)  # of the largest KL that both reach: where runs end, and on the way there
 
 
 def trl(plan: Plan) -> list[dict[str, Any]]:
-    """The same run by TRL 1.12.0; both judged on the same held-out prompts at equal KL."""
+    """The same run by TRL 1.12.0; policies along both judged on the same held-out prompts."""
     python = peer_python(plan.env)
     judge = Judge(plan.run / "sft", plan.run / "reward", prompts=32 if plan.quick else 400)
     start = judge(plan.run / "sft")
-    rows = []
+    settings = {**SAME, "save_steps": 1 if plan.quick else 4, "program": KEEPING}
+    pairs = []
     for seed in plan.seeds:
-        mine = ppo(plan, "same", seed, **SAME)
-        theirs = train_trl(plan, python, mine, seed)
-        rows.append(judge.at_equal_kl(mine, theirs))
-        say(f"trl, seed {seed}: {json.dumps({k: v for k, v in rows[-1].items() if k != 'at'})}")
-    pooled = {name: judge.pooled(name, [row["at"] for row in rows]) for name in ("score", "gold")}
-    gains = [
-        [row["at_equal_kl"][who]["score"] - start.score for row in rows] for who in ("ours", "trl")
+        mine = ppo(plan, "ours", seed, **settings)
+        theirs = train_trl(python, mine, seed)
+        pairs.append(Pair([start, *judge.along(mine)], [start, *judge.along(theirs)]))
+        say(f"trl, seed {seed}: {json.dumps(rises(pairs[-1]))}")
+    return [
+        risen(plan, pairs),
+        *(
+            compared(plan, f"{name}_end", f"{name} at the end of the runs", at_end(pairs, name))
+            for name in ("objective", "gold")
+        ),
+        *(
+            compared(
+                plan,
+                f"{name}_{share:g}",
+                f"{name} at {share:g} of the largest KL that both reach",
+                at_equal_kl(pairs, name, share),
+            )
+            for name in MEASURES
+            for share in SHARES
+        ),
     ]
-    ratios = [a / b for a, b in zip(*gains, strict=True)]
-    found = {
-        **pooled["score"],
-        "gold": pooled["gold"],
-        "start": start.summary(),
-        "per_seed": [{k: v for k, v in row.items() if k != "at"} for row in rows],
-    }
-    text = "held-out score at equal KL, ours minus trl 1.12.0; gold: share of right replies"
-    holds = found["ci95"][1] >= 0 and found["gold"]["ci95"][1] >= 0  # not worse beyond chance
-    setting = f"{SAME}, same SFT and reward model, episodes, epochs, batch, learning rate"
-    return [claim("trl", text, found, plan, holds, ratios, *gains, setting)]
+
+
+def risen(plan: Plan, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Whether score and gold measure rise in every seed, KL within its budget."""
+    gains = np.array([ours[-1].of("gold") - ours[0].of("gold") for ours, _ in pairs])
+    each = [rises(pair) for pair in pairs]
+    holds = all(
+        min(one["ours"][name]["ci95"][0] for name in MEASURES) > 0
+        and one["ours"]["kl"] <= KL_BUDGET
+        for one in each
+    )
+    ours, peer = ([pair[who][-1].of("gold").mean().item() for pair in pairs] for who in (0, 1))
+    ratios = [a / max(b, 1e-9) for a, b in zip(ours, peer, strict=True)]
+    found = {**over_seeds_and_prompts(gains), "start": pairs[0].ours[0].summary(), "per_seed": each}
+    text = f"gold measure after PPO minus SFT; score rises too, KL at most {KL_BUDGET:g}"
+    return claim("trl_rise", text, found, plan, holds, ratios, ours, peer, SETTING)
+
+
+def compared(plan: Plan, name: str, what: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The claim that ours is not worse than TRL's beyond chance."""
+    ours, peer = ([one[who] for one in found["per_seed"]] for who in Pair._fields)
+    ratios = [a / (b or 1e-9) for a, b in zip(ours, peer, strict=True)]
+    text, holds = f"held-out {what}, ours minus trl 1.12.0", found["ci95"][1] >= 0
+    return claim(f"trl_{name}", text, found, plan, holds, ratios, ours, peer, SETTING)
 
 
 PARTS: dict[str, Callable[[Plan], list[dict[str, Any]]]] = {
@@ -345,6 +403,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--env", type=Path, default=ROOT / "build/trl-1.12.0", help="trl's own")
     options = parser.parse_args()
+    if "trl" in (options.part or PARTS) and len(set(options.seeds)) < 2:
+        parser.error("one seed says nothing of the spread between seeds; give trl two or more")
     with tempfile.TemporaryDirectory() as scratch:
         work = (options.work or Path(scratch)).resolve()
         run = options.run.resolve() if options.run else work / "run"
@@ -354,9 +414,10 @@ def main() -> None:
         found = [row for part in options.part or PARTS for row in PARTS[part](plan)]
     for row in found:
         low, high = row["ci95"]
+        power = f" mde80 {row['mde80']:.3f}" if "mde80" in row else ""
         print(
-            f"{row['name']}: {row['value']:+.3f} [{low:+.3f}, {high:+.3f}] n={row['n']} seeds "
-            f"{row['seeds']} {'holds' if row['holds'] else 'DOES NOT HOLD'}: {row['claim']}"
+            f"{row['name']}: {row['value']:+.3f} [{low:+.3f}, {high:+.3f}]{power} n={row['n']} "
+            f"seeds {row['seeds']} {'holds' if row['holds'] else 'DOES NOT HOLD'}: {row['claim']}"
         )
         for one in row["per_seed"]:
             print(f"    {one}")

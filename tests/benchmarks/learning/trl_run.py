@@ -1,5 +1,7 @@
 """The PPO run of a finished checkpoint again, in TRL 1.12.0; runs under TRL's own interpreter.
 
+The policy is kept after every save_steps rollouts, in `kept_beside` the run.
+
 What is the same: SFT and reward model, training prompts, episodes, batch, epochs, clip ranges,
 learning rate and its schedule, KL coefficient, penalty of a missing EOS, lengths, temperature.
 """
@@ -45,18 +47,23 @@ PLAIN: dict[str, Any] = {
 """What every run of TRL's trainer here has: float32 on a CPU, and nothing beside the training."""
 
 
-def train(plan: Any, python: Path, ours: Path, seed: int) -> Path:
+def kept_beside(run: Path) -> Path:
+    """Where the policies along a run lie, a folder each, named by the number of the rollout."""
+    return run.parent / f"{run.name}-kept"
+
+
+def train(python: Path, ours: Path, seed: int) -> Path:
     """Train as ``ours`` was trained; returns the folder of the policy."""
-    out = plan.work / f"trl-{seed}"
+    out = ours.with_name(f"trl-{seed}")
     if (out / "model.safetensors").is_file():
         return out
     from align.checkpoint.save import located
 
     config = located(json.loads((ours / "lineage.json").read_text("utf-8"))["config"], ours)
-    job = plan.work / f"trl-{seed}.json"
+    job = out.with_suffix(".json")
     job.write_text(json.dumps({"config": config, "prompts": _prompts(config, ours)}), "utf-8")
-    command = [str(python), __file__, str(job), str(out)]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    command = [str(python), "-m", "learning.trl_run", str(job), str(out)]
+    subprocess.run(command, check=True, stdout=sys.stderr, cwd=Path(__file__).parents[1])
     return out
 
 
@@ -83,11 +90,14 @@ def main(job: Path, out: Path) -> None:
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
         AutoTokenizer,
+        TrainerCallback,
+        set_seed,
     )
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     given = json.loads(job.read_text("utf-8"))
     config = given["config"]
+    set_seed(config["seed"])  # of NumPy too, by which the trainer shuffles and which it never seeds
     sft, reward = config["model_name_or_path"], config["reward_model"]
     ids = Dataset.from_dict({"input_ids": given["prompts"]})
     tokenizer = AutoTokenizer.from_pretrained(sft, padding_side="left")
@@ -112,6 +122,17 @@ def main(job: Path, out: Path) -> None:
         train_dataset=ids,
         eval_dataset=ids.select(range(64)),
     )
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            rollout = state.global_step
+            if rollout % config["save_steps"] == 0 or rollout == state.max_steps:
+                policy = trainer.accelerator.unwrap_model(trainer.model).policy
+                folder = kept_beside(out) / f"{rollout:04d}"
+                policy.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+
+    trainer.add_callback(Keep)
     trainer.train()
     trainer.accelerator.unwrap_model(trainer.model).policy.save_pretrained(out)
     tokenizer.save_pretrained(out)
