@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.checkpoint.inspect import inspect_checkpoint, local_folder, resolve
-from align.checkpoint.lora import quiet_peft as quiet_peft
+from align.checkpoint.lora import quiet_peft
 from align.checkpoint.template import find_template
 from align.checkpoint.tokenizer_files import pad_token, read_json
 from align.errors import CheckpointError, ConfigError

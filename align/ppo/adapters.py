@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align import checkpoint
-from align.checkpoint.load import quiet_peft
+from align.checkpoint import quiet_peft
 from align.checkpoint.tokenizer_files import read_json
 from align.config import PPOStage
 from align.errors import ConfigError, is_main_process

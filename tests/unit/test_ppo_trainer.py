@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from align import checkpoint
-from align.checkpoint.load import quiet_peft
+from align.checkpoint import quiet_peft
 from align.errors import CheckpointError, ConfigError, Interrupted
 from align.ppo.build import assemble
 from align.ppo.generate import Completions
