@@ -221,10 +221,12 @@ import torch
 from safetensors.torch import save_file
 import ppo_tiny
 
-def gradients(out, rows, lora):
+KINDS = {"full": {}, "lora": {"use_peft": True}, "trunk": {"use_peft": True, "lora_layers": 1}}
+
+def gradients(out, rows, kind):
     settings = ppo_tiny.config(
         out.with_suffix(""), per_device_train_batch_size=rows, num_ppo_epochs=1, total_episodes=16,
-        use_peft=lora, eval_steps=0,
+        eval_steps=0, **KINDS[kind],
     )
     trainer = ppo_tiny.trainer(settings, eval_records=[])
     def keep(parameters, limit):
@@ -237,14 +239,14 @@ def gradients(out, rows, lora):
     trainer.train()
 
 if __name__ == "__main__":
-    for lora in (False, True):
-        gradients(Path(sys.argv[1]) / f"2x8-{lora}.grads", 8, lora)
+    for kind in KINDS:
+        gradients(Path(sys.argv[1]) / f"2x8-{kind}.grads", 8, kind)
 """
 
 
 @pytest.fixture(scope="module")
 def of_two_processes(tmp_path_factory) -> Path:
-    """Gradients of full training and of LoRA, in one launch."""
+    """Gradients of full training, of LoRA and of LoRA above a trunk, in one launch."""
     folder, tests = tmp_path_factory.mktemp("gradients"), Path(__file__).parents[1]
     (folder / "program.py").write_text(PROGRAM)
     env = {**os.environ, "PYTHONPATH": f"{tests.parent}:{tests}", "OMP_NUM_THREADS": "1"}
@@ -255,15 +257,15 @@ def of_two_processes(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("kind", ["full", "lora", "trunk"])
 def test_two_processes_with_8_rows_have_the_gradient_of_one_with_16(
-    of_two_processes, tmp_path, lora
+    of_two_processes, tmp_path, kind
 ):
     alone = {"__name__": "program"}
     exec(PROGRAM, alone)
-    alone["gradients"](tmp_path / "1x16.grads", 16, lora)
+    alone["gradients"](tmp_path / "1x16.grads", 16, kind)
     one = load_file(tmp_path / "1x16.grads")
-    two = load_file(of_two_processes / f"2x8-{lora}.grads")
+    two = load_file(of_two_processes / f"2x8-{kind}.grads")
     assert one.keys() == two.keys() and any(g.abs().max() > 1e-3 for g in one.values())
     for name, gradient in one.items():
         torch.testing.assert_close(two[name], gradient, atol=1e-6, rtol=1e-5)
