@@ -62,6 +62,7 @@ class Sequences(NamedTuple):
     def to(self, device: Any) -> "Sequences":
         """On another device."""
         ids, prompts, completions, trunk = self
+        trunk = trunk and trunk._replace(states=trunk.states.to(device))
         return Sequences(ids.to(device), prompts.to(device), completions.to(device), trunk)
 
     def states(self, extra: int = 0) -> tuple[Tensor, Tensor]:
