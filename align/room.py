@@ -71,8 +71,8 @@ def estimate(config: Any, info: CheckpointInfo) -> Need:
     total = parent.parameters
     trained = total
     if config.use_peft:  # both factors of every linear layer, seven a block
-        layers = min(config.lora_layers or parent.layers, parent.layers)
-        trained = 7 * layers * 2 * config.lora_r * parent.hidden_size
+        adapted = min(config.lora_layers or parent.layers, parent.layers)
+        trained = 7 * adapted * 2 * config.lora_r * parent.hidden_size
     ppo = config.stage == "ppo"  # it trains a value model too
     kept = sum(getattr(config, name, None) is not None for name in ("ema_decay", "kl_budget"))
     models = 1 if config.use_peft or not ppo else 3 + bool(config.reward_model)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import paths
+from align.checkpoint.lineage import PARENTS
 from align.checkpoint.save import CONTROL
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ def _inputs(run: Run, step: str) -> dict[str, Any]:
         content = {k: v for k, v in asdict(config).items() if k not in CONTROL}
         fields = ("reward_functions", "gold_functions")
         functions = [name.split(":")[0] for field in fields for name in content.get(field) or ()]
-        models = ("model_name_or_path", "reward_model", "gold_reward_model", "value_model")
-        parents = [content.pop(field, None) for field in models]
+        parents = [content.pop(field, None) for field in PARENTS]
         return {
             "config": content,
             "parents": [_checkpoint_key(p) for p in parents if p],

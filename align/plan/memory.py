@@ -25,7 +25,7 @@ def trainable(config: Any, shape: Shape) -> int:
 
 
 def trained_layers(config: Any, shape: Shape) -> int:
-    """Layers with an adapter, and all that a backward pass goes through."""
+    """Layers that a backward pass goes through: those with an adapter, or all."""
     last = config.lora_layers if config.use_peft else None
     return shape.layers if last is None else min(last, shape.layers)
 

@@ -24,7 +24,7 @@ from align.checkpoint import decoder_layers
 from align.ppo.lora import merged
 from align.ppo.loss import entropy
 from align.ppo.sharding import Replica, at_rest
-from align.ppo.trunk import Trunk, above, trunk_states
+from align.ppo.trunk import Trunk, above, replaced, trunk_states
 
 CHUNK_LOGITS = 2**24  # logits held at once (64 MiB in float32)
 LENGTHS, ROWS = 8, 64  # what lengths and numbers of states are multiples of; see shape_step
@@ -193,7 +193,7 @@ class Networks(nn.Module):
     def _scalars(self, adapter: str, head: nn.Linear, sequences: Sequences, extra: int) -> Tensor:
         self._activate(adapter)
         backbone = self.value_backbone or causal_lm(self.policy).base_model
-        hidden = hidden_states(backbone, sequences, extra)  # (N, H)
+        hidden = hidden_states(backbone, sequences, sequences.states(extra))  # (N, H)
         return head(hidden.to(head.weight.dtype)).float().sum(-1)  # no view, which FSDP2 minds
 
     @torch.no_grad()
@@ -254,13 +254,15 @@ class Networks(nn.Module):
             yield policy
 
 
-def hidden_states(backbone: nn.Module, sequences: Sequences, extra: int = 0) -> Tensor:
-    """Last hidden states before each completion token, ``(N, H)``; see `Sequences.states`.
+def hidden_states(
+    backbone: nn.Module, sequences: Sequences, index: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Last hidden states ``(N, H)`` at ``index``, see `Sequences.states`.
 
     Right padding needs no mask in a causal model.
     """
     inputs = padded(sequences.ids, shape_step(backbone, LENGTHS))
-    index, trunk = sequences.states(extra), sequences.trunk
+    trunk = sequences.trunk
     if trunk is not None:
         more = inputs["input_ids"].shape[1] - trunk.states.shape[1]
         trunk = trunk._replace(states=F.pad(trunk.states, (0, 0, 0, more)))
@@ -315,11 +317,8 @@ def last_mlp_at(index: tuple[Tensor, Tensor], backbone: nn.Module) -> Iterator[N
         added = forward(F.pad(states, (0, 0, 0, -n % step)))[:n].to(hidden.dtype)
         return torch.zeros_like(hidden).index_put(index, added)
 
-    mlp.forward = some
-    try:
+    with replaced([mlp], some):
         yield
-    finally:
-        del mlp.forward
 
 
 def _is_plain(mlp: nn.Module) -> bool:
@@ -333,7 +332,7 @@ def policy_stats(
 ) -> TokenStats:
     """Statistics of the completion tokens under a causal language model, ``(N,)``."""
     row, column = sequences.states()
-    hidden = hidden_states(lm.base_model, sequences)  # (N, H)
+    hidden = hidden_states(lm.base_model, sequences, (row, column))  # (N, H)
     targets = sequences.ids[row, column + 1]  # (N,)
     return token_stats(Head.of(lm), hidden, targets, temperature, with_entropy=with_entropy)
 

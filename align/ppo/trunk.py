@@ -55,7 +55,7 @@ def trunk_states(backbone: nn.Module, count: int, **inputs: Any) -> Tensor:
     found: list[Tensor] = []
     hook = layers[count - 1].register_forward_hook(lambda layer, given, out: found.append(out))
     try:
-        with replaced(layers[count:], lambda hidden: hidden):
+        with replaced(layers[count:], lambda hidden, *args, **kwargs: hidden):
             backbone(**inputs)
     finally:
         hook.remove()
@@ -72,21 +72,17 @@ def above(trunk: Trunk | None, backbone: nn.Module) -> Iterator[None]:
         yield
         return
     _, layers = decoder_layers(backbone)
-    with replaced(layers[: trunk.layers], lambda hidden: trunk.states):
+    with replaced(layers[: trunk.layers], lambda hidden, *args, **kwargs: trunk.states):
         yield
 
 
 @contextmanager
-def replaced(layers: Sequence[nn.Module], state: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let layers do nothing but hand on ``state`` of what they get."""
-
-    def instead(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return state(hidden)
-
-    for layer in layers:
-        layer.forward = instead
+def replaced(modules: Sequence[nn.Module], forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Let modules whose ``forward`` nobody else has replaced do something else."""
+    for module in modules:
+        module.forward = forward
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for module in modules:
+            del module.forward

@@ -60,6 +60,21 @@ def test_lora_trains_little_and_holds_little() -> None:
     assert quantised["weights"] < 0.3 * parts["weights"]
 
 
+def test_adapters_in_half_of_the_layers_train_half_and_hold_the_states_below() -> None:
+    all_of_them, half = sft(use_peft=True), sft(use_peft=True, lora_layers=16)
+    assert LLAMA_8B.layers == 32
+    assert 2 * memory.trainable(half, LLAMA_8B) == memory.trainable(all_of_them, LLAMA_8B)
+    assert 2 * memory.activations(half, LLAMA_8B) == memory.activations(all_of_them, LLAMA_8B)
+    values = {
+        "model_name_or_path": "x", "datasets": {"x": 1.0}, "output_dir": "x", "learning_rate": 1e-5,
+        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_length": 512,
+        "total_episodes": 8, "reward_url": "http://127.0.0.1", "use_peft": True,
+    }  # fmt: skip
+    parts, _ = memory.memory(PPOStage(**values, lora_layers=16), LLAMA_8B)
+    assert parts["trunk's states"] == 4 * 8 * 512 * LLAMA_8B.hidden
+    assert "trunk's states" not in memory.memory(PPOStage(**values), LLAMA_8B)[0]
+
+
 def test_checkpointing_needs_less_and_longer_sequences_more() -> None:
     usual = memory.activations(sft(), LLAMA_8B)
     assert memory.activations(sft(gradient_checkpointing=True), LLAMA_8B) < usual / 10

@@ -155,10 +155,15 @@ def test_two_cores_with_ptx_and_an_average_resume_bit_for_bit(tmp_path, two_core
         assert torch.equal(weights(resumed)[name], weight), name
 
 
-def test_merged_adapters_sample_the_same_policy_and_leave_its_base_alone(tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)], ids=["fp32", "bf16"]
+)
+def test_merged_adapters_sample_the_same_policy_and_leave_its_base_alone(
+    tmp_path, dtype, tolerance
+):
     trainer = ppo_tiny.trainer(ppo_tiny.config(tmp_path, use_peft=True))
     networks: Networks = trainer.networks
-    ppo_tiny.random_adapter(networks, 3)
+    ppo_tiny.random_adapter(networks, 3).to(dtype)
     before = {n: p.clone() for n, p in networks.named_parameters()}
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
@@ -166,6 +171,6 @@ def test_merged_adapters_sample_the_same_policy_and_leave_its_base_alone(tmp_pat
         with merged(networks.policy):
             whole = networks.policy(ids).logits
         after = networks.policy(ids).logits
-    torch.testing.assert_close(whole, plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(whole, plain, atol=tolerance, rtol=tolerance)
     assert not torch.equal(whole, plain) and torch.equal(after, plain)
     assert all(torch.equal(p, before[n]) for n, p in networks.named_parameters())
